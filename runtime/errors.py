@@ -1,0 +1,29 @@
+"""Typed errors of the project. Every message names the value, the limit, the user's line and the way out."""
+
+
+class LpuError(Exception):
+    """Base class of every error that lpu_jax raises on purpose."""
+
+
+class UnsupportedPrimitiveError(LpuError, NotImplementedError):
+    """A traced function holds primitives (or parameter values) without an LPU lowering."""
+
+
+class UnsupportedInputError(LpuError, TypeError):
+    """An argument has a dtype or shape that the LPU cannot take (float64, complex, dynamic shapes)."""
+
+
+class SramOverflowError(LpuError):
+    """The values of a program do not fit into the SRAM of the chip."""
+
+
+class ScheduleError(LpuError):
+    """A pass produced an IR that breaks its own invariants (a compiler bug), found by a verifier."""
+
+
+class ProgramError(LpuError, ValueError):
+    """A `Program` breaks a rule of the machine; the message names cycle, queue and operands."""
+
+
+class ModelFileError(LpuError, ValueError):
+    """A model file is missing, truncated or not what it should be."""
