@@ -1,0 +1,191 @@
+"""The whole-tensor operations of the LPU: what a `Graph` is made of and what both executors give a meaning to.
+
+An op is pure data; an `Equation` binds it to operands and results by value id. Dtypes are those of the LPU's working
+set: float32, float16, int32, int8, bool. Meaning, with x, y the operands (NumPy notation):
+
+  Elementwise(function)       vxm.apply(function, x[, y]) on equal shapes or immediates; then rounded/cast to the
+                              result dtype (float16: to_fp16; bool: 0 or 1)
+  Reshape()                   row-major reshape to the result's shape
+  Transpose(permutation)      np.transpose
+  Slice(start, limit, stride) x[start:limit:stride] per axis
+  Broadcast(dimensions)       axis i of x becomes axis dimensions[i] of the result (as lax.broadcast_in_dim)
+  Concatenate(axis)           np.concatenate of all operands
+  Pad(low, high, value)       constant padding; low, high >= 0
+  Reverse(axes)               np.flip
+  MatMul(lhs, rhs formats)    [B, M, K] x [B, K, N] -> [B, M, N]: exact sum over K, one rounding (int8 x int8: int32)
+  LaneReduce(function)        [..., K] -> [..., 1]: "sum" is the exact float32 sum, rounded once; max, min, imax,
+                              imin, and, or as the VXM functions of those names
+  GatherRows()                table [R, ...], index int32 [n], 0 <= index < R -> [n, ...]
+  ScatterRows()               table [R, ...], rows [n, ...], index int32 [n] -> the table with those rows replaced;
+                              distinct indices
+  Scan(body, ...)             as lax.scan: operands consts, carry, xs (leading axis num_iterations); results carry, ys
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from lpu_jax.runtime.isa import DataFormat
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Immediate:
+    """A scalar operand that is part of the instruction: 32 bits, a float32 or an int32 value."""
+
+    value: float | int
+    dtype: str  # "float32" or "int32"
+
+    @property
+    def bits(self) -> int:
+        """The 32-bit pattern as a signed integer."""
+        return int(np.array(self.value, dtype=self.dtype).view(np.int32))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Elementwise:
+    """One VXM function on every element."""
+
+    function: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reshape:
+    """Row-major reshape."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transpose:
+    """Permutes axes."""
+
+    permutation: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+    """Static slice; stride >= 1."""
+
+    start: tuple[int, ...]
+    limit: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Axis i of the operand becomes axis dimensions[i]; size-1 axes are repeated."""
+
+    dimensions: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Concatenate:
+    """Joins the operands along one axis."""
+
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pad:
+    """Pads with a constant."""
+
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    value: float | int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reverse:
+    """Reverses axes."""
+
+    axes: tuple[int, ...]
+
+
+Move = Reshape | Transpose | Slice | Broadcast | Concatenate | Pad | Reverse
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MatMul:
+    """Batched matrix product on the MXM; formats of the operands as they enter it."""
+
+    lhs_format: DataFormat
+    rhs_format: DataFormat
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneReduce:
+    """Reduction over the last axis, kept as an axis of size 1."""
+
+    function: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GatherRows:
+    """Rows of a table at indices known only at run time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScatterRows:
+    """Replaces rows of a table at indices known only at run time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scan:
+    """A loop with a fixed trip count; body operands: consts, carry, one slice of every xs."""
+
+    body: GraphLike
+    num_iterations: int
+    num_consts: int
+    num_carry: int
+    reverse: bool = False
+
+
+Op = Elementwise | Move | MatMul | LaneReduce | GatherRows | ScatterRows | Scan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aval:
+    """Shape and dtype of a value."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        short = {"float32": "f32", "float16": "f16", "int32": "i32", "int8": "i8", "bool": "bool"}
+        return f"{short.get(self.dtype, self.dtype)}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Equation:
+    """results = op(operands); `source` is the user's file, line and function, `name` the name stack."""
+
+    op: Op
+    operands: tuple[int | Immediate, ...]
+    results: tuple[int, ...]
+    source: str = ""
+    name: str = ""
+
+
+class GraphLike(Protocol):
+    """What an executor needs of a graph."""
+
+    @property
+    def avals(self) -> tuple[Aval, ...]:
+        """Aval of every value id."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Value ids of the arguments."""
+
+    @property
+    def constants(self) -> tuple[tuple[int, np.ndarray], ...]:
+        """Value ids and contents of constants."""
+
+    @property
+    def equations(self) -> tuple[Equation, ...]:
+        """Equations in topological order."""
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Value ids of the results."""
