@@ -1,0 +1,314 @@
+"""SmolLM2 (Llama architecture) as an nnx decoder for one sequence, with int8 or fp32 weights.
+
+Layer parameters are stacked on a leading axis and one `lax.scan` runs them, so the trace does not grow with depth.
+Activations are [rows, features]: one row in `decode`, T rows in `prefill`. Use `vmap` outside for more sequences.
+Caches are fp16: k_cache [num_layers, num_kv_heads * head_dim, context] has the positions last, so that it is the rhs of
+the score matmul as it is stored; v_cache is [num_layers, context, num_kv_heads * head_dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from lpu_jax.models.layers import Embedding, Linear, RmsNorm, WeightKind, matmul, row, softmax
+from lpu_jax.models.smollm2_config import (
+    DEFAULT_CONTEXT,
+    Loader,
+    Smollm2Config,
+    open_parameters,
+    random_parameters,
+    rope_tables,
+)
+
+Caches: TypeAlias = tuple[jax.Array, jax.Array]
+Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Caches]]
+
+_CACHE_DTYPE = jnp.float16
+_MASKED = -1e30  # finite, so that masked score - max never becomes inf - inf; exp of it is exactly 0
+
+
+class Attention(nnx.Module):  # type: ignore[misc]
+    """The four projections and the norm of grouped-query attention; `attend` says which positions are seen."""
+
+    def __init__(self, config: Smollm2Config, load: Loader, kind: WeightKind) -> None:
+        """Loads attention.{norm,q,k,v,output}."""
+        self.scale = config.scale
+        self.norm = RmsNorm(load("attention.norm"), config.rms_eps)
+        self.q = Linear(load("attention.q"), kind)
+        self.k = Linear(load("attention.k"), kind)
+        self.v = Linear(load("attention.v"), kind)
+        self.output = Linear(load("attention.output"), kind)
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+        """Returns (update of the residual [rows, d_model], what `attend` keeps of k and v)."""
+        with jax.named_scope("norm"):
+            normed = self.norm(x)
+        with jax.named_scope("q"):
+            q = self.q(normed) * self.scale
+        with jax.named_scope("k"):
+            k = self.k(normed)
+        with jax.named_scope("v"):
+            v = self.v(normed)
+        with jax.named_scope("rope"):
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        with jax.named_scope("attend"):
+            mixed, caches = attend(q, k, v)
+        with jax.named_scope("output"):
+            return self.output(mixed), caches
+
+
+class FeedForward(nnx.Module):  # type: ignore[misc]
+    """SwiGLU: down(silu(gate(n)) * up(n)) with n = norm(x)."""
+
+    def __init__(self, config: Smollm2Config, load: Loader, kind: WeightKind) -> None:
+        """Loads mlp.{norm,gate,up,down}."""
+        self.norm = RmsNorm(load("mlp.norm"), config.rms_eps)
+        self.gate = Linear(load("mlp.gate"), kind)
+        self.up = Linear(load("mlp.up"), kind)
+        self.down = Linear(load("mlp.down"), kind)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the update of the residual [rows, d_model]."""
+        with jax.named_scope("norm"):
+            normed = self.norm(x)
+        with jax.named_scope("gate"):
+            gate = self.gate(normed)
+        with jax.named_scope("up"):
+            up = self.up(normed)
+        with jax.named_scope("silu"):
+            hidden = gate * lax.logistic(gate) * up
+        with jax.named_scope("down"):
+            return self.down(hidden)
+
+
+class Layer(nnx.Module):  # type: ignore[misc]
+    """One decoder layer: x + attention(x), then x + mlp(x)."""
+
+    def __init__(self, config: Smollm2Config, load: Loader, kind: WeightKind) -> None:
+        """Loads the stacked parameters of all layers."""
+        self.attention = Attention(config, load, kind)
+        self.mlp = FeedForward(config, load, kind)
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+        """Returns (residual after the layer [rows, d_model], caches of the layer)."""
+        with jax.named_scope("layer"):
+            with jax.named_scope("attention"):
+                update, caches = self.attention(x, cos, sin, attend)
+                x = x + update
+            with jax.named_scope("mlp"):
+                return x + self.mlp(x), caches
+
+
+class Smollm2(nnx.Module):  # type: ignore[misc]
+    """The parameters of the decoder; `decode` and `prefill` run it.
+
+    Attributes:
+      config: the sizes (static).
+      embedding: token table.
+      layers: one `Layer` whose parameters are stacked, [num_layers, ...].
+      norm: the last RMSNorm.
+      head: [d_model, vocab_size], the values of the embedding in the layout of a matmul weight.
+      cos, sin: rotary tables, fp32 [context, head_dim], see `rope_tables`.
+    """
+
+    def __init__(self, config: Smollm2Config, load: Loader, weights: WeightKind = "int8") -> None:
+        """Builds the decoder.
+
+        Args:
+          config: the sizes.
+          load: name -> fp32 array of the shape `parameter_shapes(config)[name]`; called once per name.
+          weights: "int8" (per-channel scales) or "fp32" for embedding, head and all matmul weights.
+        """
+        if weights not in ("int8", "fp32"):
+            raise ValueError(f"weights={weights!r}: expected 'int8' or 'fp32'")
+        self.config = config
+        table = load("embedding")
+        self.embedding = Embedding(table, weights)
+        self.head = Linear(np.ascontiguousarray(table.T), weights)
+        self.layers = Layer(config, load, weights)
+        self.norm = RmsNorm(load("norm"), config.rms_eps)
+        cos, sin = rope_tables(config)
+        self.cos = nnx.Variable(jnp.asarray(cos))
+        self.sin = nnx.Variable(jnp.asarray(sin))
+
+    @classmethod
+    def from_gguf(cls, path: Path | str, weights: WeightKind = "int8", context: int = DEFAULT_CONTEXT) -> Smollm2:
+        """Loads a SmolLM2 GGUF file.
+
+        Raises:
+          ModelFileError: the file is missing, truncated, or holds another architecture or other shapes.
+        """
+        config, load = open_parameters(path, context)
+        return cls(config, load, weights)
+
+    @classmethod
+    def random(cls, config: Smollm2Config, seed: int = 0, weights: WeightKind = "int8") -> Smollm2:
+        """Returns a decoder with normal weights of standard deviation K ** -0.5, equal for equal seeds."""
+        parameters = random_parameters(config, seed)
+        return cls(config, parameters.__getitem__, weights)
+
+    def empty_caches(self) -> Caches:
+        """Returns (k_cache, v_cache) of zeros."""
+        config = self.config
+        return (
+            jnp.zeros((config.num_layers, config.kv_dim, config.context), _CACHE_DTYPE),
+            jnp.zeros((config.num_layers, config.context, config.kv_dim), _CACHE_DTYPE),
+        )
+
+
+def decode(
+    model: Smollm2, token: jax.Array, position: jax.Array, k_cache: jax.Array, v_cache: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Runs one token.
+
+    Args:
+      model: the decoder.
+      token: int32 scalar, 0 <= token < vocab_size.
+      position: int32 scalar, 0 <= position < context; the caches hold positions 0..position - 1.
+      k_cache: fp16 [num_layers, kv_dim, context].
+      v_cache: fp16 [num_layers, context, kv_dim].
+
+    Returns:
+      (logits fp32 [vocab_size], argmax of the logits as int32 scalar, k_cache, v_cache with `position` written).
+    """
+    config = model.config
+    with jax.named_scope("embedding"):
+        x = model.embedding(jnp.reshape(token, (1,)))
+    with jax.named_scope("rope_row"):
+        cos, sin = (row(table[...], position) for table in (model.cos, model.sin))
+    with jax.named_scope("mask"):
+        seen = lax.broadcasted_iota(jnp.int32, (1, config.context), 1) <= position
+        bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED))
+
+    def layer_step(x: jax.Array, inputs: tuple[Layer, jax.Array, jax.Array]) -> tuple[jax.Array, Caches]:
+        layer, k_layer, v_layer = inputs
+        return layer(x, cos, sin, lambda q, k, v: _attend_cache(config, q, k, v, k_layer, v_layer, position, bias))
+
+    x, (k_cache, v_cache) = lax.scan(layer_step, x, (model.layers, k_cache, v_cache))
+    logits, next_token = _head(model, x)
+    return logits, next_token, k_cache, v_cache
+
+
+def prefill(model: Smollm2, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Runs a prompt from position 0.
+
+    Args:
+      model: the decoder.
+      tokens: int32 [T], T <= context; tokens[length:] is padding (any valid token).
+      length: int32 scalar, 1 <= length <= T.
+
+    Returns:
+      As `decode`, for the prompt's last token. Cache positions length..T - 1 hold values of the padding; `decode`
+      writes each position before it reads it.
+    """
+    config = model.config
+    (rows,) = tokens.shape
+    if rows > config.context:
+        raise ValueError(f"{rows} prompt tokens do not fit into a context of {config.context} positions")
+    with jax.named_scope("embedding"):
+        x = model.embedding(tokens)
+    with jax.named_scope("rope_row"):
+        cos, sin = (lax.slice_in_dim(table[...], 0, rows) for table in (model.cos, model.sin))
+    with jax.named_scope("mask"):
+        shape = (rows, config.heads_per_group, rows)
+        seen = lax.broadcasted_iota(jnp.int32, shape, 0) >= lax.broadcasted_iota(jnp.int32, shape, 2)
+        bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED)).reshape(-1, rows)
+
+    def layer_step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Caches]:
+        return layer(x, cos, sin, lambda q, k, v: _attend_prompt(config, q, k, v, bias))
+
+    x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
+    with jax.named_scope("last_row"):
+        x = row(x, length - 1)
+    logits, next_token = _head(model, x)
+    return logits, next_token, k_cache, v_cache
+
+
+def _head(model: Smollm2, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    with jax.named_scope("head"):
+        logits = model.head(model.norm(x)).reshape(-1)
+        return logits, lax.argmax(logits, 0, jnp.int32)
+
+
+def _attend_cache(
+    config: Smollm2Config,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_layer: jax.Array,
+    v_layer: jax.Array,
+    position: jax.Array,
+    bias: jax.Array,
+) -> tuple[jax.Array, Caches]:
+    """Attends from one row to the caches of one layer.
+
+    q becomes [num_heads, kv_dim], zero outside the columns of a head's own group, so that the scores of all heads are
+    one matmul with the cache as stored, and the mixed values are another.
+    """
+    start = (position, 0)
+    k_layer = lax.dynamic_update_slice(k_layer, k.astype(_CACHE_DTYPE).T, start[::-1], allow_negative_indices=False)
+    v_layer = lax.dynamic_update_slice(v_layer, v.astype(_CACHE_DTYPE), start, allow_negative_indices=False)
+    heads = q.reshape(config.num_heads, config.head_dim)
+    probabilities = softmax(matmul(_to_group_columns(config, heads), k_layer) + bias)
+    mixed = _from_group_columns(config, matmul(probabilities, v_layer))
+    return mixed.reshape(1, -1), (k_layer, v_layer)
+
+
+def _attend_prompt(
+    config: Smollm2Config, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, Caches]:
+    """Attends within the prompt, group by group; row t * heads_per_group + h of a group is head h of position t."""
+    rows, width = q.shape[0], config.head_dim
+    k_columns, v_rows = k.astype(_CACHE_DTYPE).T, v.astype(_CACHE_DTYPE)
+    group_width = config.heads_per_group * width
+    mixed = []
+    for group in range(config.num_kv_heads):
+        q_group = lax.slice_in_dim(q, group * group_width, (group + 1) * group_width, axis=1).reshape(-1, width)
+        k_group = lax.slice_in_dim(k_columns, group * width, (group + 1) * width, axis=0)
+        v_group = lax.slice_in_dim(v_rows, group * width, (group + 1) * width, axis=1)
+        probabilities = softmax(matmul(q_group, k_group) + bias)
+        mixed.append(matmul(probabilities, v_group).reshape(rows, group_width))
+    rest = config.context - rows
+    if rest:
+        k_columns = jnp.concatenate([k_columns, jnp.zeros((config.kv_dim, rest), _CACHE_DTYPE)], axis=1)
+        v_rows = jnp.concatenate([v_rows, jnp.zeros((rest, config.kv_dim), _CACHE_DTYPE)], axis=0)
+    return jnp.concatenate(mixed, axis=1), (k_columns, v_rows)
+
+
+def _to_group_columns(config: Smollm2Config, heads: jax.Array) -> jax.Array:
+    """Places [num_heads, head_dim] into [num_heads, kv_dim], zero outside the columns of the head's group."""
+    blocks = []
+    for group in range(config.num_kv_heads):
+        block = lax.slice_in_dim(heads, group * config.heads_per_group, (group + 1) * config.heads_per_group)
+        left, right = group * config.head_dim, (config.num_kv_heads - 1 - group) * config.head_dim
+        parts = [jnp.zeros((config.heads_per_group, width), block.dtype) for width in (left, right)]
+        columns = [part for part in (parts[0], block, parts[1]) if part.shape[1]]
+        blocks.append(jnp.concatenate(columns, axis=1) if len(columns) > 1 else block)
+    return jnp.concatenate(blocks, axis=0) if len(blocks) > 1 else blocks[0]
+
+
+def _from_group_columns(config: Smollm2Config, blocks: jax.Array) -> jax.Array:
+    """Takes each head's own head_dim columns out of [num_heads, kv_dim]: the inverse of `_to_group_columns`."""
+    heads = []
+    for group in range(config.num_kv_heads):
+        first_head, first_column = group * config.heads_per_group, group * config.head_dim
+        limits = (first_head + config.heads_per_group, first_column + config.head_dim)
+        heads.append(lax.slice(blocks, (first_head, first_column), limits))
+    return jnp.concatenate(heads, axis=0) if len(heads) > 1 else heads[0]
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates each head of x [rows, heads * head_dim] by the angles of its row; cos and sin are [rows, head_dim]."""
+    rows, head_dim = cos.shape
+    heads = x.reshape(rows, -1, head_dim)
+    first, second = (lax.slice_in_dim(heads, i * head_dim // 2, (i + 1) * head_dim // 2, axis=2) for i in (0, 1))
+    swapped = jnp.concatenate([second, first], axis=2)
+    return (heads * cos[:, None, :] + swapped * sin[:, None, :]).reshape(x.shape)
