@@ -288,11 +288,10 @@ def _to_group_columns(config: Smollm2Config, heads: jax.Array) -> jax.Array:
     blocks = []
     for group in range(config.num_kv_heads):
         block = lax.slice_in_dim(heads, group * config.heads_per_group, (group + 1) * config.heads_per_group)
-        left, right = group * config.head_dim, (config.num_kv_heads - 1 - group) * config.head_dim
-        parts = [jnp.zeros((config.heads_per_group, width), block.dtype) for width in (left, right)]
-        columns = [part for part in (parts[0], block, parts[1]) if part.shape[1]]
-        blocks.append(jnp.concatenate(columns, axis=1) if len(columns) > 1 else block)
-    return jnp.concatenate(blocks, axis=0) if len(blocks) > 1 else blocks[0]
+        widths = (group * config.head_dim, (config.num_kv_heads - 1 - group) * config.head_dim)
+        left, right = ([jnp.zeros((config.heads_per_group, width), block.dtype)] if width else [] for width in widths)
+        blocks.append(jnp.concatenate([*left, block, *right], axis=1))
+    return jnp.concatenate(blocks, axis=0)
 
 
 def _from_group_columns(config: Smollm2Config, blocks: jax.Array) -> jax.Array:
@@ -302,7 +301,7 @@ def _from_group_columns(config: Smollm2Config, blocks: jax.Array) -> jax.Array:
         first_head, first_column = group * config.heads_per_group, group * config.head_dim
         limits = (first_head + config.heads_per_group, first_column + config.head_dim)
         heads.append(lax.slice(blocks, (first_head, first_column), limits))
-    return jnp.concatenate(heads, axis=0) if len(heads) > 1 else heads[0]
+    return jnp.concatenate(heads, axis=0)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
