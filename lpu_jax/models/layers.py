@@ -85,7 +85,8 @@ class RmsNorm(nnx.Module):  # type: ignore[misc]
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [rows, d]."""
         mean_square = jnp.sum(x * x, axis=-1, keepdims=True) * (1.0 / x.shape[-1])
-        return x * lax.rsqrt(mean_square + self.eps) * self.weight[...][None, :]
+        normed: jax.Array = x * lax.rsqrt(mean_square + self.eps) * self.weight[...][None, :]
+        return normed
 
 
 def softmax(scores: jax.Array) -> jax.Array:
@@ -96,7 +97,8 @@ def softmax(scores: jax.Array) -> jax.Array:
 
 def matmul(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Returns lhs @ rhs in fp32; rhs keeps its storage type (int8, fp16), so this stays one `dot_general`."""
-    return lax.dot_general(lhs, rhs, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    product: jax.Array = lax.dot_general(lhs, rhs, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return product
 
 
 def take(table: jax.Array, rows: jax.Array) -> jax.Array:

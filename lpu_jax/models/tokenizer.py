@@ -145,7 +145,7 @@ def _token_bytes(tokens: Sequence[str], special: set[int]) -> list[bytes]:
 
 def _byte_level_bpe(file: GgufFile, tokens: Sequence[str], merges: Sequence[str]) -> Any:
     vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     try:
         bpe = tokenizers.Tokenizer(BPE(vocab=vocab, merges=pairs))
     except Exception as error:  # the library raises plain Exception
