@@ -1,0 +1,410 @@
+"""tile: Graph -> TileGraph. Whole-tensor ops become vectors of at most 320 lanes, each done by one unit.
+
+Before  %4:f32[1,1536] = MatMul(FP16, INT8) %2 %3          After  chain x1: mxm W0 (2 K tiles) -> mul -> write, 5 times
+        %6:f32[1,1536] = Elementwise(mul) %4 %5
+
+Elementwise equations are fused greedily into chains over one iteration space, matrix products feed the chain that
+follows them, moves become views where vectors stay whole. Cost: O(vectors) plus O(E log E) for moves that touch lanes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource
+from lpu_jax.lowering.passes.tile_close import close_chain, copy_ops
+from lpu_jax.lowering.passes.tile_demand import demands
+from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
+from lpu_jax.lowering.passes.tile_moves import (
+    element_indices,
+    is_plain,
+    keeps_vectors,
+    split_into_pieces,
+    vector_indices,
+)
+from lpu_jax.lowering.passes.tile_permute import permute_pieces
+from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
+from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand, StorageBuilder
+from lpu_jax.lowering.tile_ir import (
+    Binding,
+    InputRef,
+    StepOperand,
+    TileBlock,
+    TileGraph,
+    TileOp,
+    View,
+    num_rows,
+    num_tiles,
+)
+from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.ops import (
+    Aval,
+    Elementwise,
+    Equation,
+    GatherRows,
+    GraphLike,
+    Immediate,
+    LaneReduce,
+    MatMul,
+    Move,
+    Pad,
+    Reshape,
+    Scan,
+    ScatterRows,
+)
+
+
+def tile(graph: GraphLike, chip: ChipSpec, donated: dict[int, int] | None = None) -> TileGraph:
+    """Splits a graph into tile ops.
+
+    Args:
+      graph: a verified Graph.
+      chip: the target.
+      donated: output position -> input position whose storage the output may reuse.
+    """
+    builder = StorageBuilder(chip)
+    tiler = Tiler(builder, graph)
+    tiler.bind_inputs(donated or {})
+    tiler.run()
+    outputs = tuple(Binding(v, tiler.view(v), 1, graph.avals[v].dtype) for v in graph.outputs)
+    tiler.end_block()
+    return TileGraph(
+        chip=chip,
+        storages=tuple(builder.storages),
+        blocks=tuple(tiler.blocks),
+        inputs=tuple(tiler.bindings),
+        constants=tuple(builder.constants),
+        outputs=outputs,
+    )
+
+
+def default_splat(shape: tuple[int, ...]) -> bool:
+    """Scalars and values with a last axis of size 1 hold one element per vector, in all lanes."""
+    return not shape or shape[-1] == 1
+
+
+class Tiler:
+    """Walks the equations of one graph and collects tile ops; views[v] are the places of value v."""
+
+    def __init__(self, builder: StorageBuilder, graph: GraphLike) -> None:
+        self.builder, self.graph, self.chip = builder, graph, builder.chip
+        self.demand = demands(graph)
+        self.views: dict[int, tuple[View, ...]] = {}
+        self.targets: dict[int, tuple[View, ...]] = {}
+        self.constants = dict(graph.constants)
+        self.chains: dict[Domain, OpenChain] = {}
+        self.chain_of: dict[int, OpenChain] = {}
+        self.ops: list[TileOp] = []
+        self.blocks: list[TileBlock] = []
+        self.bindings: list[Binding] = []
+        self.donated_xs: dict[int, int] = {}
+        self.uses = Counter(v for e in graph.equations for v in e.operands if isinstance(v, int))
+        self.uses.update(graph.outputs)
+
+    # Inputs -----------------------------------------------------------------------------------------------------
+
+    def bind_inputs(self, donated: dict[int, int]) -> None:
+        """Gives every graph input a home in SRAM that the host fills; loop inputs are stacked by iteration."""
+        stacked = {v: e for e in self.graph.equations if isinstance(e.op, Scan) for v in _scan_xs(e)}
+        for value in self.graph.inputs:
+            aval = self.graph.avals[value]
+            demand = self.demand.get(value, Demand())
+            if value in stacked:
+                iterations = aval.shape[0]
+                part = Aval(aval.shape[1:], aval.dtype)
+                views = self.builder.allocate(
+                    part,
+                    default_splat(part.shape),
+                    demand,
+                    num_iterations=iterations,
+                    resident=True,
+                    name=f"%{value}",
+                )
+                self.bindings.extend(Binding(value, view, iterations, aval.dtype) for view in views)
+                self.views[value] = tuple(self.builder.stacked(view, iterations) for view in views)
+            else:
+                splat = default_splat(aval.shape)
+                views = self.builder.allocate(aval, splat, demand, resident=True, name=f"%{value}")
+                self.bindings.extend(Binding(value, view, 1, aval.dtype) for view in views)
+                self.views[value] = views
+        self._find_donated(donated)
+
+    def _find_donated(self, donated: dict[int, int]) -> None:
+        """Notes which loop results may overwrite the loop input that was donated for them."""
+        for output, argument in donated.items():
+            self.donated_xs[self.graph.outputs[output]] = self.graph.inputs[argument]
+
+    # Views ------------------------------------------------------------------------------------------------------
+
+    def place(self, value: int, splat: bool) -> tuple[View, ...]:
+        """Views that a new result is written to: those asked for by a loop, or new storages."""
+        wanted = self.targets.get(value)
+        if wanted is not None and wanted[0].splat == splat:
+            return wanted
+        return self.builder.allocate(self.graph.avals[value], splat, self.demand.get(value, Demand()), name=f"%{value}")
+
+    def all_views(self, value: int) -> tuple[View, ...]:
+        """The places of a value in memory, written now if it is still in an open chain."""
+        if value in self.chain_of:
+            self.close(self.chain_of[value])
+        if value not in self.views and value in self.constants:
+            array = self.constants[value]
+            self.views[value] = self.builder.constant(array, default_splat(array.shape), self.demand.get(value, Demand()))
+        return self.views[value]
+
+    def view(self, value: int) -> View:
+        """The first place of a value."""
+        return self.all_views(value)[0]
+
+    def lanes_views(self, value: int) -> tuple[View, ...]:
+        """Views with the last axis on lanes; moves elements there if the value is splat."""
+        views = self.all_views(value)
+        if not views[0].splat or default_splat(views[0].shape):
+            return tuple(View(v.shape, False, v.refs) for v in views)
+        elements = np.arange(int(np.prod(views[0].shape))).reshape(views[0].shape)
+        aval = self.graph.avals[value]
+        targets = self.builder.allocate(aval, False, self.demand.get(value, Demand()))
+        self._permute(elements, [views[0]], targets, aval)
+        self.views[value] = targets
+        return targets
+
+    def _permute(self, elements: np.ndarray, sources: list[View], targets: tuple[View, ...], aval: Aval) -> None:
+        pieces = split_into_pieces(elements, targets[0].splat, sources, self.chip.num_lanes)
+        self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
+
+    # Chains -----------------------------------------------------------------------------------------------------
+
+    def close(self, chain: OpenChain) -> None:
+        """Emits an open chain; results still needed elsewhere are written to memory."""
+        self.chains = {d: c for d, c in self.chains.items() if c is not chain}
+        needed = [v for v in chain.values if self.uses[v] > 0]
+        results = []
+        for value in needed:
+            places = self.place(value, chain.domain[2])
+            self.views[value] = places
+            results.append((chain.values[value], places, FORMATS[self.graph.avals[value].dtype]))
+        for value in chain.values:
+            self.chain_of.pop(value, None)
+        self.ops += close_chain(self.builder, chain, results)
+
+    def close_all(self) -> None:
+        """Emits every open chain, oldest first."""
+        for chain in list(self.chains.values()):
+            if chain in self.chains.values():
+                self.close(chain)
+
+    def end_block(self) -> None:
+        """Ends a run of tile ops that execute once."""
+        self.close_all()
+        if self.ops:
+            self.blocks.append(TileBlock(tuple(self.ops), 1, frozenset()))
+            self.ops = []
+
+    def used(self, equation: Equation) -> None:
+        """Counts down the uses of an equation's operands."""
+        self.uses.subtract(v for v in equation.operands if isinstance(v, int))
+
+    # Equations --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Tiles every equation in order."""
+        for equation in self.graph.equations:
+            self.label = (equation.source, equation.name)
+            op = equation.op
+            if isinstance(op, Elementwise):
+                self._elementwise(equation, op)
+            elif isinstance(op, MatMul):
+                self._matmul(equation, op)
+            elif isinstance(op, LaneReduce):
+                self._lane_reduce(equation, op)
+            elif isinstance(op, GatherRows):
+                self._set(equation, tile_gather(self, equation))
+            elif isinstance(op, ScatterRows):
+                self._set(equation, tile_scatter(self, equation))
+            elif isinstance(op, Scan):
+                from lpu_jax.lowering.passes.tile_scan import tile_scan
+
+                tile_scan(self, equation, op)
+                self.used(equation)
+            else:
+                self._move(equation, op)
+
+    def _set(self, equation: Equation, views: tuple[View, ...]) -> None:
+        self.used(equation)
+        self.views[equation.results[0]] = views
+
+    def _domain(self, value: int, splat: bool) -> Domain:
+        shape = self.graph.avals[value].shape
+        if splat:
+            return int(np.prod(shape, dtype=np.int64)), 1, True
+        return num_rows(shape), shape[-1], False
+
+    def _is_splat(self, value: int) -> bool:
+        if value in self.chain_of:
+            return self.chain_of[value].domain[2]
+        return self.all_views(value)[0].splat
+
+    def _elementwise(self, equation: Equation, op: Elementwise) -> None:
+        result = equation.results[0]
+        operands = [v for v in equation.operands if isinstance(v, int)]
+        splat = all(self._is_splat(v) for v in operands)
+        domain = self._domain(result, splat)
+        outside = {v for v in operands if v not in self.chain_of or self.chain_of[v].domain != domain}
+        refs = {}
+        for value in outside:
+            views = self.all_views(value) if splat else self.lanes_views(value)
+            refs[value] = views[0].refs
+        chain = self.chains.get(domain)
+        missing = len(outside if chain is None else outside - chain.input_index.keys())
+        if chain is None or not chain.room_for(self.chip, op.function, missing):
+            if chain is not None:
+                self.close(chain)
+                outside = set(operands)
+                refs = {v: (self.all_views(v) if splat else self.lanes_views(v))[0].refs for v in operands}
+            chain = self.chains[domain] = OpenChain(domain, equation.source, equation.name)
+        step_operands: list[StepOperand] = []
+        for operand in equation.operands:
+            if isinstance(operand, Immediate):
+                step_operands.append(operand)
+            elif operand in chain.values:
+                step_operands.append(chain.values[operand])
+            else:
+                step_operands.append(
+                    chain.add_input(operand, refs[operand], FORMATS[self.graph.avals[operand].dtype])
+                )
+        chain.values[result] = chain.add_step(self.chip, op.function, tuple(step_operands))
+        self.chain_of[result] = chain
+        self.used(equation)
+
+    def _open_product(self, equation: Equation, domain: Domain, product: ProductSource) -> None:
+        """Starts a chain fed by the MXM; an older chain over the same space is closed first."""
+        if domain in self.chains:
+            self.close(self.chains[domain])
+        chain = OpenChain(domain, equation.source, equation.name, product)
+        result = equation.results[0]
+        chain.values[result] = InputRef(-1)
+        self.chains[domain] = chain
+        self.chain_of[result] = chain
+        self.used(equation)
+
+    def _matmul(self, equation: Equation, op: MatMul) -> None:
+        lhs, rhs = equation.operands
+        assert isinstance(lhs, int) and isinstance(rhs, int)
+        batches, rows, contracting = self.graph.avals[lhs].shape
+        columns = self.graph.avals[rhs].shape[-1]
+        rhs_view = self.lanes_views(rhs)[0]
+        product = ProductSource(
+            lhs=tuple(view.refs for view in self.lanes_views(lhs)),
+            lhs_format=op.lhs_format,
+            rhs=rhs_view.refs.reshape(batches * contracting, -1, 2),
+            rhs_format=op.rhs_format,
+            num_batches=batches,
+            num_rows=rows,
+            contracting=contracting,
+            num_column_tiles=num_tiles((columns,), self.chip.num_lanes),
+        )
+        self._open_product(equation, (batches * rows, columns, False), product)
+
+    def _lane_reduce(self, equation: Equation, op: LaneReduce) -> None:
+        operand = equation.operands[0]
+        assert isinstance(operand, int)
+        shape = self.graph.avals[operand].shape
+        views = self.lanes_views(operand)
+        rows = num_rows(shape)
+        if op.function == "sum":
+            product = ProductSource(
+                lhs=tuple(view.refs for view in views),
+                lhs_format=FORMATS[self.graph.avals[operand].dtype],
+                rhs=None,
+                rhs_format=FORMATS["int8"],
+                num_batches=1,
+                num_rows=rows,
+                contracting=shape[-1],
+                num_column_tiles=1,
+            )
+            self._open_product(equation, (rows, 1, True), product)
+            return
+        result = equation.results[0]
+        targets = self.place(result, True)
+        aval = self.graph.avals[operand]
+        self.ops += tile_lane_reduce(self.builder, op.function, views[0], targets, aval, self.label)
+        self._set(equation, targets)
+
+    # Moves ------------------------------------------------------------------------------------------------------
+
+    def _move(self, equation: Equation, op: Move) -> None:
+        result = equation.results[0]
+        aval = self.graph.avals[result]
+        operands = [v for v in equation.operands if isinstance(v, int)]
+        if isinstance(op, Reshape) and operands[0] in self.chain_of:
+            chain = self.chain_of[operands[0]]
+            if self._domain(result, chain.domain[2]) == chain.domain:
+                chain.values[result] = chain.values[operands[0]]
+                self.chain_of[result] = chain
+                self.used(equation)
+                return
+        groups = [self.all_views(v) for v in operands]
+        shapes = [self.graph.avals[v].shape for v in operands]
+        no_fill = not (isinstance(op, Pad) and any(op.low + op.high))
+        if all(len(g) == 2 for g in groups) and no_fill:
+            sides = [self._as_view(op, [g[i] for g in groups], shapes, aval) for i in range(2)]
+            if sides[0] is not None and sides[1] is not None:
+                self._set(equation, (sides[0], sides[1]))
+                return
+        sources = [group[0] for group in groups]
+        plain = self._as_view(op, sources, shapes, aval) if no_fill else None
+        if plain is not None:
+            self._set(equation, self._wanted(result, plain))
+            return
+        self._move_lanes(equation, op, sources, shapes)
+
+    def _wanted(self, value: int, view: View) -> tuple[View, ...]:
+        """The view itself, or a copy where a loop or the MXM wants the value in another place."""
+        if value in self.targets:
+            targets = self.place(value, view.splat)
+            self.ops += copy_ops(self.builder, view, targets, FORMATS[self.graph.avals[value].dtype], self.label)
+            return targets
+        return (view,)
+
+    def _as_view(self, op: Move, sources: list[View], shapes: list[tuple[int, ...]], aval: Aval) -> View | None:
+        """The move as a view of its operands, None if lanes have to move."""
+        lanes = self.chip.num_lanes
+        if all(view.splat for view in sources):
+            elements = element_indices(op, shapes, aval.shape)
+            refs = np.concatenate([view.refs for view in sources])
+            last = aval.shape[-1] if aval.shape else 1
+            constant_rows = elements.reshape(-1, last)
+            if last > 1 and (constant_rows == constant_rows[:, :1]).all():
+                tiles = num_tiles(aval.shape, lanes)
+                return View(aval.shape, False, np.repeat(refs[constant_rows[:, 0]], tiles, axis=0))
+            return View(aval.shape, True, refs[elements.reshape(-1)])
+        if any(view.splat and not default_splat(view.shape) for view in sources):
+            return None
+        if keeps_vectors(op, shapes, aval.shape):
+            refs = np.concatenate([view.refs for view in sources])
+            return View(aval.shape, False, refs[vector_indices(op, shapes, aval.shape, lanes)])
+        return None
+
+    def _move_lanes(self, equation: Equation, op: Move, sources: list[View], shapes: list[tuple[int, ...]]) -> None:
+        result = equation.results[0]
+        aval = self.graph.avals[result]
+        splat = default_splat(aval.shape)
+        elements = element_indices(op, shapes, aval.shape)
+        pieces = split_into_pieces(elements, splat, sources, self.chip.num_lanes)
+        count = elements.size if splat else num_rows(aval.shape) * num_tiles(aval.shape, self.chip.num_lanes)
+        if is_plain(pieces, count):
+            order = np.argsort(pieces.targets)
+            view = View(aval.shape, splat, pieces.refs[pieces.sources[order]])
+            self._set(equation, self._wanted(result, view))
+            return
+        targets = self.place(result, splat)
+        self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
+        self._set(equation, targets)
+
+
+def _scan_xs(equation: Equation) -> list[int]:
+    scan = equation.op
+    assert isinstance(scan, Scan)
+    return [v for v in equation.operands[scan.num_consts + scan.num_carry :] if isinstance(v, int)]

@@ -1,0 +1,67 @@
+"""Open chains: elementwise equations gathered until somebody needs their results in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
+from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.isa import DataFormat
+
+Domain = tuple[int, int, bool]
+"""Iteration space of a chain: (rows, last axis, splat). Splat chains have last axis 1."""
+
+MAX_INPUTS = 6
+"""Chain inputs that fit the streams beside other work: 6 SG4 of the 8 of a direction (Assumption of ours)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ProductSource:
+    """A matrix product whose vectors enter a chain from the MXM instead of memory.
+
+    lhs: views by hemisphere, refs [batch * rows * k_tiles, 2]; rhs refs [batch * K, n_tiles, 2] or None for a sum
+    over lanes (weights of ones).
+    """
+
+    lhs: tuple[IntArray, ...]
+    lhs_format: DataFormat
+    rhs: IntArray | None
+    rhs_format: DataFormat
+    num_batches: int
+    num_rows: int
+    contracting: int
+    num_column_tiles: int
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class OpenChain:
+    """A chain under construction."""
+
+    domain: Domain
+    source: str
+    name: str
+    product: ProductSource | None = None
+    inputs: list[tuple[IntArray, DataFormat]] = dataclasses.field(default_factory=list)
+    input_index: dict[int, int] = dataclasses.field(default_factory=dict)
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    values: dict[int, StepOperand] = dataclasses.field(default_factory=dict)
+    num_slots: int = 0
+
+    def room_for(self, chip: ChipSpec, function: str, new_inputs: int) -> bool:
+        """Whether one more step fits the ALUs and streams (every input may need one ALU to hold it)."""
+        inputs = len(self.inputs) + new_inputs + (self.product is not None)
+        slots = self.num_slots + chip.alu_slots(function) + inputs
+        return slots <= chip.num_alus and inputs <= MAX_INPUTS
+
+    def add_input(self, value: int, refs: IntArray, data_format: DataFormat) -> InputRef:
+        """The operand that reads a value from memory (once per chain)."""
+        if value not in self.input_index:
+            self.input_index[value] = len(self.inputs)
+            self.inputs.append((refs, data_format))
+        return InputRef(self.input_index[value])
+
+    def add_step(self, chip: ChipSpec, function: str, operands: tuple[StepOperand, ...]) -> StepRef:
+        """Appends an ALU operation."""
+        self.steps.append(Step(function, operands))
+        self.num_slots += chip.alu_slots(function)
+        return StepRef(len(self.steps) - 1)

@@ -1,0 +1,203 @@
+"""Storages and views of a growing TileGraph: what `tile` and its parts share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lpu_jax.lowering.tile_ir import IntArray, Storage, View, num_rows, num_tiles, num_view_vectors, pack
+from lpu_jax.runtime.chip import ChipSpec, Hemisphere
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import Aval
+
+FORMATS = {
+    "float32": DataFormat.FP32,
+    "float16": DataFormat.FP16,
+    "int32": DataFormat.INT32,
+    "int16": DataFormat.INT16,
+    "int8": DataFormat.INT8,
+    "uint8": DataFormat.UINT8,
+    "bool": DataFormat.UINT8,
+}
+"""Storage format of every dtype."""
+
+STORAGE_DTYPES = {
+    DataFormat.FP32: np.dtype("float32"),
+    DataFormat.FP16: np.dtype("float16"),
+    DataFormat.INT32: np.dtype("int32"),
+    DataFormat.INT16: np.dtype("int16"),
+    DataFormat.INT8: np.dtype("int8"),
+    DataFormat.UINT8: np.dtype("uint8"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Demand:
+    """How a value will be used, which decides where it is written.
+
+    mirrored: it enters the MXM as activation, so both hemispheres hold a copy.
+    num_batches: > 0 if it is installed as weights of that many matrices (weight layout).
+    table: its rows are gathered or scattered by address.
+    """
+
+    mirrored: bool = False
+    num_batches: int = 0
+    table: bool = False
+
+    def merge(self, other: Demand) -> Demand:
+        """The union of two demands; the finer batching wins."""
+        return Demand(
+            self.mirrored or other.mirrored, max(self.num_batches, other.num_batches), self.table or other.table
+        )
+
+
+MAX_PLAIN_TABLE_ROWS = 2048
+"""A table with more rows is spread over slices, so that it does not fill one."""
+
+
+class StorageBuilder:
+    """Creates storages, constants and views; shared by all blocks of a program."""
+
+    def __init__(self, chip: ChipSpec) -> None:
+        self.chip = chip
+        self.storages: list[Storage] = []
+        self.constants: list[tuple[np.ndarray, IntArray]] = []
+        self._constant_views: dict[tuple[object, ...], View] = {}
+        self._turn = 0
+        self._plane_turn = {1: 0, 2: 0}
+        self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
+
+    def next_hemisphere(self) -> Hemisphere:
+        """Alternates between the hemispheres."""
+        self._turn += 1
+        return Hemisphere(self._turn % 2)
+
+    def next_plane(self, num_planes: int) -> tuple[Hemisphere, int]:
+        """The plane (or pair, plane 0) whose turn it is to hold weights."""
+        turn = self._plane_turn[num_planes]
+        self._plane_turn[num_planes] += 1
+        plane = (turn // 2) % self.chip.num_planes if num_planes == 1 else 0
+        return Hemisphere(turn % 2), plane
+
+    def new_storage(self, num_vectors: int, data_format: DataFormat, hemisphere: Hemisphere, **fields: object) -> int:
+        """Adds a storage and returns its id; fields as in `Storage`."""
+        storage = Storage(len(self.storages), num_vectors, data_format, hemisphere, **fields)  # type: ignore[arg-type]
+        self.storages.append(storage)
+        return storage.id
+
+    def whole(self, storage: int, num_vectors: int) -> IntArray:
+        """Refs to vectors 0 .. num_vectors - 1 of a storage."""
+        return np.stack([np.full(num_vectors, storage), np.arange(num_vectors)], axis=1).astype(np.int64)
+
+    # Views of values --------------------------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        aval: Aval,
+        splat: bool,
+        demand: Demand,
+        *,
+        num_iterations: int = 1,
+        resident: bool = False,
+        name: str = "",
+    ) -> tuple[View, ...]:
+        """New storages for a value: one view, or two (west, east) if it is mirrored.
+
+        With num_iterations > 1 the aval is that of one iteration and the refs are those of iteration 0.
+        """
+        fields = {"num_iterations": num_iterations, "resident": resident, "name": name}
+        data_format = FORMATS[aval.dtype]
+        if demand.num_batches and not splat:
+            return (self._weight_view(aval, data_format, demand, fields),)
+        if demand.table and not splat:
+            return (self._table_view(aval, data_format, fields),)
+        count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
+        sides = list(Hemisphere) if demand.mirrored else [self.next_hemisphere()]
+        views = []
+        for side in sides:
+            storage = self.new_storage(count, data_format, side, **fields)
+            views.append(View(aval.shape, splat, self.whole(storage, count)))
+        return tuple(views)
+
+    def _weight_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
+        """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set."""
+        interleave = self.chip.num_streams_per_load // data_format.num_bytes
+        rows, tiles = num_rows(aval.shape), num_tiles(aval.shape, self.chip.num_lanes)
+        per_batch = rows // demand.num_batches
+        padded = -(-per_batch // interleave) * interleave + (interleave if demand.table else 0)
+        refs = np.zeros((demand.num_batches, per_batch, tiles, 2), np.int64)
+        planes = self.chip.planes_per_tile(data_format.significand_bytes)
+        for batch in range(demand.num_batches):
+            for tile in range(tiles):
+                hemisphere, plane = self.next_plane(planes)
+                storage = self.new_storage(
+                    padded, data_format, hemisphere, interleave=interleave, plane=plane, **fields
+                )
+                refs[batch, :, tile] = self.whole(storage, per_batch)
+        return View(aval.shape, False, refs.reshape(-1, 2))
+
+    def _table_view(self, aval: Aval, data_format: DataFormat, fields: dict[str, object]) -> View:
+        """One storage per vector of a row, so that a row index is an address."""
+        rows = aval.shape[0]
+        inner = num_view_vectors((1, *aval.shape[1:]), False, self.chip.num_lanes)
+        interleave = 1 if rows <= MAX_PLAIN_TABLE_ROWS else self.chip.num_streams_per_load // data_format.num_bytes
+        refs = np.zeros((rows, inner, 2), np.int64)
+        padded = -(-rows // interleave) * interleave + (interleave if interleave > 1 else 0)
+        for vector in range(inner):
+            storage = self.new_storage(padded, data_format, self.next_hemisphere(), interleave=interleave, **fields)
+            refs[:, vector] = self.whole(storage, rows)
+        return View(aval.shape, False, refs.reshape(-1, 2))
+
+    def stacked(self, view: View, num_iterations: int) -> View:
+        """The view of all iterations of a looped value, [num_iterations, *shape]."""
+        sizes = np.array([self.storages[s].num_vectors for s in view.refs[:, 0]], np.int64)
+        parts = [view.refs + np.stack([np.zeros_like(sizes), i * sizes], axis=1) for i in range(num_iterations)]
+        return View((num_iterations, *view.shape), view.splat, np.concatenate(parts))
+
+    # Constants --------------------------------------------------------------------------------------------------
+
+    def constant(self, array: np.ndarray, splat: bool, demand: Demand = Demand()) -> tuple[View, ...]:  # noqa: B008
+        """Views of a constant; equal requests share storages."""
+        key = (array.tobytes(), array.shape, str(array.dtype), splat, demand)
+        if key not in self._constant_views:
+            aval = Aval(array.shape, str(array.dtype))
+            views = self.allocate(aval, splat, demand, resident=True, name="constant")
+            stored = array.astype(STORAGE_DTYPES[FORMATS[aval.dtype]])
+            for view in views:
+                self.constants.append((pack(stored, splat, self.chip.num_lanes), view.refs))
+            self._constant_views[key] = views  # type: ignore[assignment]
+        return self._constant_views[key]  # type: ignore[return-value]
+
+    def ones_weights(self, hemisphere: Hemisphere, plane: int) -> int:
+        """Storage that holds a full int8 tile of ones in a plane's weight layout."""
+        key = ("ones", hemisphere, plane)
+        if key not in self._constant_views:
+            rows = self.chip.num_mxm_rows
+            interleave = self.chip.num_streams_per_load
+            storage = self.new_storage(
+                rows, DataFormat.INT8, hemisphere, interleave=interleave, plane=plane, resident=True, name="ones"
+            )
+            refs = self.whole(storage, rows)
+            self.constants.append((np.ones((rows, self.chip.num_lanes), np.int8), refs))
+            self._constant_views[key] = View((rows, self.chip.num_lanes), False, refs)
+        return int(self._constant_views[key].refs[0, 0])
+
+    def lane_maps(self, hemisphere: Hemisphere, maps: np.ndarray) -> IntArray:
+        """Refs of permuter maps [n, lanes] (source lane, or -1 for none) held in a hemisphere; equal maps share."""
+        stored = np.where(maps < 0, 0xFFFF, maps).astype(np.uint16).view(np.int16)
+        refs = np.zeros((len(stored), 2), np.int64)
+        new: list[tuple[int, np.ndarray]] = []
+        for index, lane_map in enumerate(stored):
+            key = (int(hemisphere), lane_map.tobytes())
+            if key not in self._lane_maps:
+                self._lane_maps[key] = np.array([-1, len(new)])
+                new.append((index, lane_map))
+        if new:
+            storage = self.new_storage(len(new), DataFormat.INT16, hemisphere, resident=True, name="lane maps")
+            self.constants.append((np.stack([lane_map for _, lane_map in new]), self.whole(storage, len(new))))
+            for position, (_, lane_map) in enumerate(new):
+                self._lane_maps[int(hemisphere), lane_map.tobytes()] = np.array([storage, position])
+        for index, lane_map in enumerate(stored):
+            refs[index] = self._lane_maps[int(hemisphere), lane_map.tobytes()]
+        return refs
