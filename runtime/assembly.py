@@ -7,8 +7,8 @@
     60: VXM3 add E4.fp32 ALU2@0 -> E8 format=fp32
 
 A line is `<cycle>: <queue> <instruction>`; `(Repeat n, d)` issues it n times in all, d cycles apart. `x=12+1` starts at
-12 and steps by 1 per repetition. A VXM operand is `E4.fp32` (with `.keep` when it stays on the stream), `ALU<n>@<delay>`,
-`#<bits in hex>` or `-`. Columns with a value outside their range print as plain integers.
+12 and steps by 1 per repetition. A VXM operand is `E4.fp32` (with `.keep` if it stays on its stream), `ALU<n>@<delay>`,
+`#<bits>` or `-`. Columns with a value outside their range print as plain integers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lpu_jax.runtime.isa import (
 )
 from lpu_jax.runtime.program import Block, Program
 
-_MNEMONIC = {
+_MNEMONIC: dict[Opcode, str] = {
     op: op.name if op.name in ("NOP", "LW", "IW", "ABC", "ACC") else op.name.capitalize()
     for op in Opcode
     if op is not Opcode.VXM
@@ -166,7 +166,8 @@ class _Reader:
         except ValueError as error:
             raise self.fail(head[1], f"a chip ({error})") from None
         self.queue_id = {str(queue): index for index, queue in enumerate(queues(self.chip))}
-        for self.number, line in enumerate(self.lines[1:], 2):
+        for number, line in enumerate(self.lines[1:], 2):
+            self.number = number
             self._line(line.strip())
         bounds = [start for start, *_ in self.blocks] + [len(self.rows)]
         table = np.array(self.rows, np.int64).reshape(len(self.rows), 5 + NUM_OPERANDS).astype(np.int32)

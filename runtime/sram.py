@@ -26,6 +26,7 @@ class Sram:
     """
 
     def __init__(self, chip: ChipSpec) -> None:
+        """Zeros, none of them written."""
         self.chip = chip
         words = (2, chip.num_slices, chip.num_addresses_per_slice)
         self.data: Uint8Array = np.zeros((*words, chip.num_lanes), np.uint8)

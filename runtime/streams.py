@@ -14,6 +14,9 @@ from lpu_jax.runtime.chip import ChipSpec
 Uint8Array = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
+Drives = list[tuple[IntArray, Uint8Array, IntArray]]
+"""Results that enter streams in one cycle: (keys [d], data uint8 [d, lanes], source [d]) each."""
+
 
 class StreamHazardError(Exception):
     """A broken stream rule; `machine` turns it into a ProgramError with cycle, queue and operands.
@@ -23,6 +26,7 @@ class StreamHazardError(Exception):
     """
 
     def __init__(self, kind: str, index: int = -1, other: int = -1, stream: int = -1) -> None:
+        """Keeps what is known; the machine finds the words."""
         super().__init__(kind)
         self.kind, self.index, self.other, self.stream = kind, index, other, stream
 
@@ -37,6 +41,7 @@ class Streams:
     """
 
     def __init__(self, chip: ChipSpec) -> None:
+        """Empty streams."""
         self.num_streams = 2 * chip.num_streams_per_direction
         self.last_along = chip.max_position
         self.num_slots = 1 << (2 * chip.max_position + 2).bit_length()
@@ -54,9 +59,7 @@ class Streams:
             stream = int(leaving.argmax())
             raise StreamHazardError("left", other=int(self.source[slot * self.num_streams + stream]), stream=stream)
 
-    def exchange(
-        self, drives: list[tuple[IntArray, Uint8Array, IntArray]], keys: IntArray, keep: npt.NDArray[np.bool_]
-    ) -> Uint8Array:
+    def exchange(self, drives: Drives, keys: IntArray, keep: npt.NDArray[np.bool_]) -> Uint8Array:
         """One cycle: drives values, takes operands and returns them.
 
         Args:

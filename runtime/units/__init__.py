@@ -1,1 +1,1 @@
-
+"""Functional units of the machine."""

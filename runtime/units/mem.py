@@ -22,6 +22,7 @@ class Memory:
     """
 
     def __init__(self, sram: Sram) -> None:
+        """A view of an SRAM; what the host wrote is ready from cycle 0."""
         self.chip = sram.chip
         self.words: Uint8Array = sram.data.reshape(-1, self.chip.num_lanes)
         self.written = sram.written.reshape(-1)

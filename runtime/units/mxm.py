@@ -42,7 +42,7 @@ class Tile:
 
 @dataclasses.dataclass(slots=True, frozen=True, eq=False)
 class Factor:
-    """Lanes first .. first + count - 1 of an activation vector, uint8 [bytes, lanes]; they meet the tile's same rows."""
+    """Lanes first .. first + count - 1 of an activation vector, uint8 [bytes, lanes]; they meet the same rows."""
 
     activation: Uint8Array
     data_format: DataFormat
@@ -101,6 +101,7 @@ class Planes:
     """All planes of a chip; plane id = hemisphere * num_planes + plane."""
 
     def __init__(self, chip: ChipSpec) -> None:
+        """Planes without weights."""
         self.chip = chip
         self.planes = [Plane() for _ in range(2 * chip.num_planes)]
         self.num_tiles = 0

@@ -8,5 +8,6 @@ class Refusal(Exception):  # noqa: N818
     """
 
     def __init__(self, message: str, index: int = 0) -> None:
+        """A message without the place."""
         super().__init__(message)
         self.index = index

@@ -16,8 +16,35 @@ Uint8Array = npt.NDArray[np.uint8]
 Int32Array = npt.NDArray[np.int32]
 
 INTEGER_FUNCTIONS = frozenset(
-    "identity iadd isub imul imax imin ineg iabs isign ieq ine ilt ile igt ige and or xor not shift_left "
-    "shift_right_arithmetic shift_right_logical mask mask_bar to_float idiv irem".split()
+    [
+        "identity",
+        "iadd",
+        "isub",
+        "imul",
+        "imax",
+        "imin",
+        "ineg",
+        "iabs",
+        "isign",
+        "ieq",
+        "ine",
+        "ilt",
+        "ile",
+        "igt",
+        "ige",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "mask",
+        "mask_bar",
+        "to_float",
+        "idiv",
+        "irem",
+    ]
 )
 """Functions whose operands are int32, or any 32 bits; the others read float32."""
 
@@ -89,6 +116,7 @@ class Alus:
     """Recent results of all ALUs."""
 
     def __init__(self, chip: ChipSpec) -> None:
+        """ALUs without results."""
         self.chip = chip
         self.results: list[dict[int, Result]] = [{} for _ in range(chip.num_alus)]
 
