@@ -177,11 +177,8 @@ class Machine:
         if hazard.kind == "collision":
             source = int(np.concatenate([d[2] for d in drives])[hazard.index])
             name = stream_name(self.chip, hazard.stream % self.streams.num_streams)
-            self._refuse(
-                cycle,
-                source,
-                f"stream collision on {name} with the value of {self.decoder.text(int(self.decoded.row[hazard.other]))}",
-            )
+            other = self.decoder.text(int(self.decoded.row[hazard.other]))
+            self._refuse(cycle, source, f"stream collision on {name} with the value of {other}")
         assert window is not None
         take = first + hazard.index
         event = int(np.searchsorted(window.take_start, take, side="right")) - 1

@@ -21,45 +21,11 @@ from lpu_jax.runtime.units.rows import Decoded, Event, IntArray, RowTable
 
 __all__ = ["Decoded", "Decoder", "Event"]
 
-BINARY_FUNCTIONS = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "max",
-        "min",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "iadd",
-        "isub",
-        "imul",
-        "imax",
-        "imin",
-        "ieq",
-        "ine",
-        "ilt",
-        "ile",
-        "igt",
-        "ige",
-        "and",
-        "or",
-        "xor",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "mask",
-        "mask_bar",
-        "pow",
-        "rem",
-        "idiv",
-        "irem",
-    ]
-)
+BINARY_FUNCTIONS = frozenset((
+    "add", "sub", "mul", "div", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "iadd", "isub", "imul",
+    "imax", "imin", "ieq", "ine", "ilt", "ile", "igt", "ige", "and", "or", "xor", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "mask", "mask_bar", "pow", "rem", "idiv", "irem",
+))  # fmt: skip
 """VXM functions that take two operands; the others take one."""
 
 
@@ -119,8 +85,8 @@ class Decoder(RowTable):
                 iterations[block.row_start : block.row_stop] = block.num_iterations
             far = step * (self.program.count[rows] - 1)
             loop = loop_step * (iterations[rows] - 1)
-            low = address + np.minimum(far, 0) + np.minimum(loop, 0)
-            high = address + np.maximum(far, 0) + np.maximum(loop, 0)
+            low: IntArray = address + np.minimum(far, 0) + np.minimum(loop, 0)
+            high: IntArray = address + np.maximum(far, 0) + np.maximum(loop, 0)
             limit = chip.num_addresses_per_slice
             self.refuse_where((low < 0) | (high >= limit), f"address out of range: {limit} words per slice", rows)
         else:
@@ -155,8 +121,8 @@ class Decoder(RowTable):
         self.num_ports[rows], self.port_stride[rows] = np.where(wide, chip.planes_per_tile(2), 1), 4
         first, step = self.column(Opcode.LW, "row", rows), self.column(Opcode.LW, "row_step", rows)
         last = first + step * (self.program.count[rows] - 1)
-        limit = chip.num_mxm_rows - chip.num_streams_per_load // num_bytes
-        outer = (np.minimum(first, last) < 0) | (np.maximum(first, last) > limit)
+        highest = chip.num_mxm_rows - chip.num_streams_per_load // num_bytes
+        outer = (np.minimum(first, last) < 0) | (np.maximum(first, last) > highest)
         self.refuse_where(outer, f"row out of range: a plane has {chip.num_mxm_rows} rows", rows)
         position = self.sign[rows] * (outside + chip.mxm_entry_cycles)
         self.take(rows, 0, self.column(Opcode.LW, "stream", rows), chip.num_streams_per_load, position, 0 * position)

@@ -62,10 +62,10 @@ def windows(program: Program, decoded: Decoded, num_slots: int, num_streams: int
             ahead = next(iterations, None)
         parts = [active]
         for cursor in cursors:
-            base, iteration, first, end = cursor
-            last = first + int(np.searchsorted(decoded.cycle[first:end], stop - base))
+            begin, number, first, end = cursor
+            last = first + int(np.searchsorted(decoded.cycle[first:end], stop - begin))
             sources = np.arange(first, last)
-            parts.append(np.stack([decoded.cycle[first:last] + base, sources, np.full_like(sources, iteration)]))
+            parts.append(np.stack([decoded.cycle[first:last] + begin, sources, np.full_like(sources, number)]))
             cursor[2] = last
         cursors = [cursor for cursor in cursors if cursor[2] < cursor[3]]
         active = np.concatenate(parts, axis=1)

@@ -54,7 +54,7 @@ class Memory:
         """
         entries = data.reshape(self.chip.num_superlanes, self.chip.num_lanes_per_superlane)
         limit = self.chip.num_addresses_per_slice
-        addresses: IntArray = displacement + entries[:, 0].astype(np.int64) + 256 * entries[:, 1]
+        addresses: IntArray = displacement + entries[:, 0].astype(np.int64) + 256 * entries[:, 1].astype(np.int64)
         bad = (addresses < 0) | (addresses >= limit)
         if bad.any():
             superlane = int(bad.argmax())

@@ -15,7 +15,7 @@ def permute(data: Uint8Array, index_map: Uint8Array) -> Uint8Array:
       data: uint8 [lanes].
       index_map: uint8 [2, lanes], low and high byte of a 16-bit lane number.
     """
-    index = index_map[0].astype(np.int64) + 256 * index_map[1]
+    index = index_map[0].astype(np.int64) + 256 * index_map[1].astype(np.int64)
     inside = index < len(data)
     return np.where(inside, data[np.where(inside, index, 0)], 0).astype(np.uint8)
 

@@ -15,37 +15,11 @@ from lpu_jax.runtime.units.refusal import Refusal
 Uint8Array = npt.NDArray[np.uint8]
 Int32Array = npt.NDArray[np.int32]
 
-INTEGER_FUNCTIONS = frozenset(
-    [
-        "identity",
-        "iadd",
-        "isub",
-        "imul",
-        "imax",
-        "imin",
-        "ineg",
-        "iabs",
-        "isign",
-        "ieq",
-        "ine",
-        "ilt",
-        "ile",
-        "igt",
-        "ige",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "mask",
-        "mask_bar",
-        "to_float",
-        "idiv",
-        "irem",
-    ]
-)
+INTEGER_FUNCTIONS = frozenset((
+    "identity", "iadd", "isub", "imul", "imax", "imin", "ineg", "iabs", "isign", "ieq", "ine", "ilt", "ile",
+    "igt", "ige", "and", "or", "xor", "not", "shift_left", "shift_right_arithmetic", "shift_right_logical",
+    "mask", "mask_bar", "to_float", "idiv", "irem",
+))  # fmt: skip
 """Functions whose operands are int32, or any 32 bits; the others read float32."""
 
 FLOAT_FORMATS = (DataFormat.FP32, DataFormat.FP16)
@@ -101,9 +75,11 @@ def operation(chip: ChipSpec, alu: int, columns: list[int]) -> Operation:
 def from_bytes(data: Uint8Array, data_format: DataFormat) -> npt.NDArray[np.generic]:
     """Stored elements of a vector that lies byte by byte on streams: uint8 [..., bytes, lanes] -> [..., lanes]."""
     if data_format.num_bytes == 1:
-        return data[..., 0, :].view(vxm.storage_dtype(data_format))
+        plain: npt.NDArray[np.generic] = data[..., 0, :].view(vxm.storage_dtype(data_format))
+        return plain
     packed = np.ascontiguousarray(np.moveaxis(data, -2, -1))
-    return packed.view(vxm.storage_dtype(data_format))[..., 0]
+    stored: npt.NDArray[np.generic] = packed.view(vxm.storage_dtype(data_format))[..., 0]
+    return stored
 
 
 def to_bytes(stored: npt.NDArray[np.generic]) -> Uint8Array:
