@@ -39,7 +39,7 @@ class Storage:
     hemisphere: Hemisphere
     interleave: int = 1
     plane: int | None = None  # weights of this plane lie in its slice set
-    near: bool = False  # must lie in the column next to the VXM (address maps)
+    column: str = ""  # "near": next to the VXM (scatter addresses); "far": the last column (gather addresses)
     num_iterations: int = 1
     resident: bool = False  # filled by the host before the program starts
     name: str = ""

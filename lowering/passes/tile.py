@@ -100,6 +100,9 @@ class Tiler:
         self.blocks: list[TileBlock] = []
         self.bindings: list[Binding] = []
         self.donated_xs: dict[int, int] = {}
+        self.demand_of_none = Demand()
+        self.table_demand = Demand(table=True)
+        self.label = ("", "")
         self.uses = Counter(v for e in graph.equations for v in e.operands if isinstance(v, int))
         self.uses.update(graph.outputs)
 
@@ -166,13 +169,23 @@ class Tiler:
         elements = np.arange(int(np.prod(views[0].shape))).reshape(views[0].shape)
         aval = self.graph.avals[value]
         targets = self.builder.allocate(aval, False, self.demand.get(value, Demand()))
-        self._permute(elements, [views[0]], targets, aval)
+        self.permute(elements, [views[0]], targets, aval)
         self.views[value] = targets
         return targets
 
-    def _permute(self, elements: np.ndarray, sources: list[View], targets: tuple[View, ...], aval: Aval) -> None:
+    def permute(self, elements: np.ndarray, sources: list[View], targets: tuple[View, ...], aval: Aval) -> None:
+        """Emits the permuter passes that move elements of the sources into the targets."""
         pieces = split_into_pieces(elements, targets[0].splat, sources, self.chip.num_lanes)
         self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
+
+    def may_overwrite(self, old: int, new: int, view: View) -> bool:
+        """Whether an update may be done in place: nobody else reads the old value, and the storage is ours."""
+        if self.uses[old] > 1:
+            return False
+        wanted = self.targets.get(new)
+        if wanted is not None:
+            return len(wanted) == 1 and np.array_equal(wanted[0].refs, view.refs)
+        return old not in self.graph.inputs and old not in self.constants
 
     # Chains -----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
@@ -56,8 +58,10 @@ class OpenChain:
     def add_input(self, value: int, refs: IntArray, data_format: DataFormat) -> InputRef:
         """The operand that reads a value from memory (once per chain)."""
         if value not in self.input_index:
-            self.input_index[value] = len(self.inputs)
-            self.inputs.append((refs, data_format))
+            same = [i for i, (r, f) in enumerate(self.inputs) if f is data_format and np.array_equal(r, refs)]
+            self.input_index[value] = same[0] if same else len(self.inputs)
+            if not same:
+                self.inputs.append((refs, data_format))
         return InputRef(self.input_index[value])
 
     def add_step(self, chip: ChipSpec, function: str, operands: tuple[StepOperand, ...]) -> StepRef:

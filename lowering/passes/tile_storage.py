@@ -39,16 +39,21 @@ class Demand:
     mirrored: it enters the MXM as activation, so both hemispheres hold a copy.
     num_batches: > 0 if it is installed as weights of that many matrices (weight layout).
     table: its rows are gathered or scattered by address.
+    scattered: rows are also written by address, so a spare row takes what belongs to other slices.
     """
 
     mirrored: bool = False
     num_batches: int = 0
     table: bool = False
+    scattered: bool = False
 
     def merge(self, other: Demand) -> Demand:
         """The union of two demands; the finer batching wins."""
         return Demand(
-            self.mirrored or other.mirrored, max(self.num_batches, other.num_batches), self.table or other.table
+            self.mirrored or other.mirrored,
+            max(self.num_batches, other.num_batches),
+            self.table or other.table,
+            self.scattered or other.scattered,
         )
 
 
@@ -65,7 +70,7 @@ class StorageBuilder:
         self.constants: list[tuple[np.ndarray, IntArray]] = []
         self._constant_views: dict[tuple[object, ...], View] = {}
         self._turn = 0
-        self._plane_turn = {1: 0, 2: 0}
+        self._loads = {(side, plane): 0 for side in Hemisphere for plane in range(chip.num_planes)}
         self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
 
     def next_hemisphere(self) -> Hemisphere:
@@ -73,12 +78,20 @@ class StorageBuilder:
         self._turn += 1
         return Hemisphere(self._turn % 2)
 
-    def next_plane(self, num_planes: int) -> tuple[Hemisphere, int]:
-        """The plane (or pair, plane 0) whose turn it is to hold weights."""
-        turn = self._plane_turn[num_planes]
-        self._plane_turn[num_planes] += 1
-        plane = (turn // 2) % self.chip.num_planes if num_planes == 1 else 0
-        return Hemisphere(turn % 2), plane
+    def next_plane(self, num_planes: int, num_addresses: int = 0) -> tuple[Hemisphere, int]:
+        """The plane (or pair, plane 0) with the least weights so far; the weights to come are counted."""
+        planes = range(self.chip.num_planes) if num_planes == 1 else range(1)
+        places = [(plane, side) for plane in planes for side in Hemisphere]
+
+        def load(place: tuple[int, Hemisphere]) -> int:
+            held = [self._loads[place[1], p] for p in (range(self.chip.num_planes) if num_planes > 1 else [place[0]])]
+            return sum(held) // len(held)
+
+        plane, side = min(places, key=load)
+        share = range(self.chip.num_planes) if num_planes > 1 else [plane]
+        for p in share:
+            self._loads[side, p] += max(1, num_addresses // len(share))
+        return side, plane
 
     def new_storage(self, num_vectors: int, data_format: DataFormat, hemisphere: Hemisphere, **fields: object) -> int:
         """Adds a storage and returns its id; fields as in `Storage`."""
@@ -111,7 +124,7 @@ class StorageBuilder:
         if demand.num_batches and not splat:
             return (self._weight_view(aval, data_format, demand, fields),)
         if demand.table and not splat:
-            return (self._table_view(aval, data_format, fields),)
+            return (self._table_view(aval, data_format, demand, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
         sides = list(Hemisphere) if demand.mirrored else [self.next_hemisphere()]
         views = []
@@ -125,25 +138,26 @@ class StorageBuilder:
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         rows, tiles = num_rows(aval.shape), num_tiles(aval.shape, self.chip.num_lanes)
         per_batch = rows // demand.num_batches
-        padded = -(-per_batch // interleave) * interleave + (interleave if demand.table else 0)
+        padded = -(-per_batch // interleave) * interleave + (interleave if demand.scattered else 0)
         refs = np.zeros((demand.num_batches, per_batch, tiles, 2), np.int64)
         planes = self.chip.planes_per_tile(data_format.significand_bytes)
         for batch in range(demand.num_batches):
             for tile in range(tiles):
-                hemisphere, plane = self.next_plane(planes)
+                addresses = padded // interleave * int(str(fields["num_iterations"]))
+                hemisphere, plane = self.next_plane(planes, addresses)
                 storage = self.new_storage(
                     padded, data_format, hemisphere, interleave=interleave, plane=plane, **fields
                 )
                 refs[batch, :, tile] = self.whole(storage, per_batch)
         return View(aval.shape, False, refs.reshape(-1, 2))
 
-    def _table_view(self, aval: Aval, data_format: DataFormat, fields: dict[str, object]) -> View:
-        """One storage per vector of a row, so that a row index is an address."""
+    def _table_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
+        """One storage per vector of a row, so that a row index is an address; long tables take several slices."""
         rows = aval.shape[0]
         inner = num_view_vectors((1, *aval.shape[1:]), False, self.chip.num_lanes)
-        interleave = 1 if rows <= MAX_PLAIN_TABLE_ROWS else self.chip.num_streams_per_load // data_format.num_bytes
+        interleave = 1 if rows <= MAX_PLAIN_TABLE_ROWS else -(-rows // self.chip.num_addresses_per_slice)
         refs = np.zeros((rows, inner, 2), np.int64)
-        padded = -(-rows // interleave) * interleave + (interleave if interleave > 1 else 0)
+        padded = -(-rows // interleave) * interleave + (interleave if interleave > 1 and demand.scattered else 0)
         for vector in range(inner):
             storage = self.new_storage(padded, data_format, self.next_hemisphere(), interleave=interleave, **fields)
             refs[:, vector] = self.whole(storage, rows)

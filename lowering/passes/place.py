@@ -1,0 +1,336 @@
+"""place: TileGraph -> AllocatedGraph. Every storage gets MEM slices, a base address and so a bank.
+
+Linear scan over live ranges: a storage takes the first free addresses in one of its candidate slice groups; addresses
+of dead storages are used again only when nothing else is free, and then the new writes wait for the old reads
+(`reuses`). Storages that are written while a program runs stay within one bank, so that the scheduler can keep reads
+and writes of a bank apart. Cost: O(S * live storages of a slice).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lpu_jax.lowering.tile_ir import (
+    ChainOp,
+    GatherInput,
+    MatMulInput,
+    MemoryInput,
+    MemoryOutput,
+    PermuteOp,
+    Storage,
+    TileGraph,
+    TileOp,
+)
+from lpu_jax.runtime.chip import ChipSpec, Hemisphere
+from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Slices (interleave x bytes of them) and first address (13 bits: bank and word) of a storage."""
+
+    slices: tuple[int, ...]
+    base: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AllocatedGraph:
+    """A TileGraph with a place for every storage.
+
+    places[s] is None for storages that no op uses and the host does not fill.
+    reuses[s]: storages whose addresses s takes over.
+    Invariant: storages whose addresses overlap are never live together.
+    """
+
+    tiles: TileGraph
+    places: tuple[Place | None, ...]
+    reuses: tuple[tuple[int, ...], ...]
+    live: tuple[tuple[int, int], ...]
+
+
+def op_reads(op: TileOp) -> list[int]:
+    """Storages that a tile op reads."""
+    if isinstance(op, PermuteOp):
+        return _ids(op.source_refs) + _ids(op.maps)
+    found: list[int] = []
+    for item in op.inputs:
+        if isinstance(item, MemoryInput):
+            found += _ids(item.refs)
+        elif isinstance(item, GatherInput):
+            found += [*_ids(item.maps), item.table]
+        else:
+            assert isinstance(item, MatMulInput)
+            for refs in item.activations:
+                found += _ids(refs)
+            found += [weight.storage for weight in item.weights]
+    for output in op.outputs:
+        if not isinstance(output, MemoryOutput):
+            found += _ids(output.maps)
+    return found
+
+
+def op_writes(op: TileOp) -> list[int]:
+    """Storages that a tile op writes."""
+    if isinstance(op, PermuteOp):
+        return _ids(op.targets)
+    found: list[int] = []
+    for output in op.outputs:
+        found += _ids(output.refs) if isinstance(output, MemoryOutput) else [output.table]
+    return found
+
+
+def _ids(refs: np.ndarray) -> list[int]:
+    return [int(s) for s in np.unique(refs[:, 0])]
+
+
+def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
+    """(first, last) op position at which each storage holds something; (0, -1) if it is never used.
+
+    Resident storages live from the start, outputs to the end; what a loop takes in or leaves behind lives through it.
+    """
+    count = sum(len(block.ops) for block in tiles.blocks)
+    spans: list[list[int]] = [[] for _ in tiles.storages]
+    position = 0
+    for block in tiles.blocks:
+        start, stop = position, position + len(block.ops)
+        for op in block.ops:
+            for storage in op_reads(op) + op_writes(op):
+                spans[storage].append(position)
+            position += 1
+        if block.num_iterations > 1:
+            inside = {s for op in block.ops for s in op_reads(op) + op_writes(op)}
+            for storage in inside:
+                if spans[storage][0] < start or _read_before_written(block.ops, storage):
+                    spans[storage] += [start, stop - 1]
+    last_use = [(min(s), max(s)) if s else (0, -1) for s in spans]
+    output_ids = {int(s) for binding in tiles.outputs for s in binding.view.refs[:, 0]}
+    ranges = []
+    for storage, (first, last) in zip(tiles.storages, last_use, strict=True):
+        if storage.resident:
+            first = 0
+            last = count if last >= 0 else last
+        if storage.id in output_ids:
+            last = count
+        ranges.append((first, last))
+    return ranges
+
+
+def _read_before_written(ops: tuple[TileOp, ...], storage: int) -> bool:
+    for op in ops:
+        if storage in op_reads(op):
+            return True
+        if storage in op_writes(op):
+            return False
+    return False
+
+
+def apart(tiles: TileGraph) -> list[set[int]]:
+    """For every storage, those that one op uses together with it and that should lie in other slices."""
+    found: list[set[int]] = [set() for _ in tiles.storages]
+    for block in tiles.blocks:
+        for op in block.ops:
+            groups = _operand_groups(op)
+            for i, group in enumerate(groups):
+                others = {s for j, other in enumerate(groups) if j != i for s in other}
+                for storage in group:
+                    found[storage] |= others - {storage}
+    return found
+
+
+def _operand_groups(op: TileOp) -> list[list[int]]:
+    """Storages of every operand and result that one op uses at the same time."""
+    if isinstance(op, PermuteOp):
+        return [_ids(op.source_refs), _ids(op.maps), _ids(op.targets)]
+    groups: list[list[int]] = []
+    for item in op.inputs:
+        if isinstance(item, MemoryInput):
+            groups.append(_ids(item.refs))
+        elif isinstance(item, GatherInput):
+            groups += [_ids(item.maps), [item.table]]
+        else:
+            groups += [[s for refs in item.activations for s in _ids(refs)], [w.storage for w in item.weights]]
+    for output in op.outputs:
+        if isinstance(output, MemoryOutput):
+            groups.append(_ids(output.refs))
+        else:
+            groups += [_ids(output.maps), [output.table]]
+    return groups
+
+
+class _Slots:
+    """Address ranges taken in every slice: (first, stop, live start, live end, storage)."""
+
+    def __init__(self, chip: ChipSpec) -> None:
+        self.chip = chip
+        self.taken: dict[tuple[Hemisphere, int], list[tuple[int, int, int, int, int]]] = {
+            (side, s): [] for side in Hemisphere for s in range(chip.num_slices)
+        }
+
+    def fit(
+        self, side: Hemisphere, slices: tuple[int, ...], size: int, live: tuple[int, int] | None, one_bank: bool
+    ) -> int | None:
+        """Lowest base at which `size` addresses are free in all slices; live=None means never used by anybody."""
+        blocked = sorted(
+            (first, stop)
+            for s in slices
+            for first, stop, start, end, _ in self.taken[side, s]
+            if live is None or (start <= live[1] and live[0] <= end)
+        )
+        bank = self.chip.num_addresses_per_bank
+        base = 0
+        for first, stop in [*blocked, (self.chip.num_addresses_per_slice, self.chip.num_addresses_per_slice)]:
+            if one_bank and base // bank != (base + size - 1) // bank:
+                base = (base // bank + 1) * bank
+            if base + size <= first:
+                return base
+            base = max(base, stop)
+        return None
+
+    def take(self, side: Hemisphere, place: Place, size: int, live: tuple[int, int], storage: int) -> tuple[int, ...]:
+        """Marks a range as taken; returns the dead storages it overlaps."""
+        old = set()
+        for s in place.slices:
+            for first, stop, _, _, other in self.taken[side, s]:
+                if first < place.base + size and place.base < stop:
+                    old.add(other)
+            self.taken[side, s].append((place.base, place.base + size, *live, storage))
+        return tuple(sorted(old))
+
+
+def slice_sets(chip: ChipSpec, hemisphere: Hemisphere) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """(slices for activations, slice set of every plane): the far slices hold weights, the near ones activations.
+
+    On chips with too few slices the planes share one set.
+    """
+    usable = chip.usable_slices(hemisphere)
+    width = chip.num_streams_per_load
+    num_sets = chip.num_planes if len(usable) >= width * chip.num_planes + 4 else 1
+    near = usable[: len(usable) - width * num_sets]
+    sets = [usable[len(near) + i * width :][:width] for i in range(num_sets)]
+    return near, tuple(sets[plane % num_sets] for plane in range(chip.num_planes))
+
+
+def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, ...]]:
+    """Slice groups to try, best first."""
+    near, sets = slice_sets(chip, storage.hemisphere)
+    if storage.plane is not None:
+        planes = [storage.plane] if storage.format.significand_bytes == 1 else range(chip.num_planes)
+        return [sets[plane] for plane in planes]
+    width = storage.num_slices
+    if storage.column == "near":
+        return [(s,) for s in near if s < chip.num_slices_per_column]
+    if storage.column == "far":
+        last = (chip.num_mem_columns - 1) * chip.num_slices_per_column
+        return [(s,) for s in chip.usable_slices(storage.hemisphere) if s >= last]
+    far = tuple(s for group in dict.fromkeys(sets) for s in group)
+    if storage.interleave > 1:
+        everything = near + far
+        return [near[len(near) - width :]] * (width <= len(near)) + [
+            everything[i : i + width] for i in range(0, len(everything) - width + 1)
+        ]
+    groups = [near[i : i + width] for i in range(0, len(near) - width + 1, width)]
+    groups = groups[turn % len(groups) :] + groups[: turn % len(groups)] if groups else []
+    spill = [far[i : i + width] for i in range(0, len(far) - width + 1, width)]
+    start = turn % len(spill)
+    return groups + spill[start:] + spill[:start]
+
+
+def place(tiles: TileGraph) -> AllocatedGraph:
+    """Places every storage; raises SramOverflowError if the program does not fit the chip."""
+    chip = tiles.chip
+    ranges = live_ranges(tiles)
+    slots = _Slots(chip)
+    places: list[Place | None] = [None] * len(tiles.storages)
+    reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
+    neighbours = apart(tiles)
+    order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id]))
+    for turn, storage in enumerate(order):
+        live = ranges[storage.id]
+        if live[1] < live[0]:
+            continue
+        size = storage.num_addresses
+        one_bank = not storage.resident or size <= chip.num_addresses_per_bank // 2
+        busy = {
+            s
+            for other in neighbours[storage.id]
+            if tiles.storages[other].hemisphere == storage.hemisphere
+            for s in (places[other].slices if places[other] is not None else ())  # type: ignore[union-attr]
+        }
+        found = _search(slots, storage, _candidates(chip, storage, turn), live, busy, one_bank)
+        if found is None:
+            raise overflow(tiles, storage)
+        reuses[storage.id] = slots.take(storage.hemisphere, found, size, live, storage.id)
+        places[storage.id] = found
+    allocated = AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
+    verify_allocation(allocated)
+    return allocated
+
+
+def _search(
+    slots: _Slots,
+    storage: Storage,
+    candidates: list[tuple[int, ...]],
+    live: tuple[int, int],
+    busy: set[int],
+    one_bank: bool,
+) -> Place | None:
+    """First free place: apart from its neighbours and never used before; then reusing; then among neighbours."""
+    size = storage.num_addresses
+    one_bank = one_bank and size <= slots.chip.num_addresses_per_bank
+    clear = [slices for slices in candidates if not busy & set(slices)]
+    mixed = sorted((s for s in candidates if busy & set(s)), key=lambda slices: len(busy & set(slices)))
+    for group in (clear, mixed):
+        for fresh in (None, live):
+            for slices in group:
+                base = slots.fit(storage.hemisphere, slices, size, fresh, one_bank)
+                if base is not None:
+                    return Place(slices, base)
+    return None
+
+
+def _order(storage: Storage, live: tuple[int, int]) -> tuple[object, ...]:
+    """Weights and tables first (largest first), then everything else as it becomes live."""
+    if storage.resident and (storage.plane is not None or storage.interleave > 1):
+        return (0, -storage.num_addresses, storage.id)
+    return (1, live[0], storage.id)
+
+
+def overflow(tiles: TileGraph, storage: Storage) -> SramOverflowError:
+    """The error for a storage that finds no place: what, how much, and how many chips it would take."""
+    chip = tiles.chip
+    needed = sum(s.num_slices * s.num_addresses for s in tiles.storages if s.resident) * chip.num_lanes
+    size = storage.num_slices * storage.num_addresses * chip.num_lanes
+    chips = max(2, -(-needed // chip.usable_sram_bytes))
+    return SramOverflowError(
+        f"SRAM overflow: {storage.name or 'a value'} ({size:_} bytes as {storage.format.name}) finds no place in "
+        f"hemisphere {storage.hemisphere.name} of {chip.name}; arguments and constants alone take {needed:_} of "
+        f"{chip.usable_sram_bytes:_} usable bytes. It would take at least {chips} chips; or use a smaller batch or "
+        f"context, or int8 weights."
+    )
+
+
+def verify_allocation(allocated: AllocatedGraph) -> None:
+    """Checks from scratch that storages live together never share a word; raises ScheduleError."""
+    chip = allocated.tiles.chip
+    words: dict[tuple[int, int], list[tuple[int, int, int, int, int]]] = {}
+    for storage, spot in zip(allocated.tiles.storages, allocated.places, strict=True):
+        if spot is None:
+            continue
+        if len(spot.slices) != storage.num_slices or len(set(spot.slices)) != len(spot.slices):
+            raise ScheduleError(f"place: storage {storage.id} needs {storage.num_slices} slices, has {spot.slices}")
+        if spot.base < 0 or spot.base + storage.num_addresses > chip.num_addresses_per_slice:
+            raise ScheduleError(f"place: storage {storage.id} leaves its slices at address {spot.base}")
+        live = allocated.live[storage.id]
+        for s in spot.slices:
+            span = (spot.base, spot.base + storage.num_addresses, *live, storage.id)
+            words.setdefault((storage.hemisphere, s), []).append(span)
+    for spans in words.values():
+        spans.sort()
+        for i, (_, stop, start, end, storage_id) in enumerate(spans):
+            for first, _, other_start, other_end, other in spans[i + 1 :]:
+                if first >= stop:
+                    break
+                if start <= other_end and other_start <= end:
+                    raise ScheduleError(f"place: storages {storage_id} and {other} share address {first} while live")

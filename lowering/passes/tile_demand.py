@@ -1,0 +1,68 @@
+"""How every value of a graph will be used: traced back from products and row look-ups through moves that keep rows."""
+
+from __future__ import annotations
+
+from lpu_jax.lowering.passes.tile_moves import keeps_vectors
+from lpu_jax.lowering.passes.tile_storage import Demand
+from lpu_jax.runtime.ops import (
+    Elementwise,
+    Equation,
+    GatherRows,
+    GraphLike,
+    LaneReduce,
+    MatMul,
+    Reshape,
+    Scan,
+    ScatterRows,
+    Transpose,
+)
+
+_DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, Elementwise)
+
+
+def demands(graph: GraphLike) -> dict[int, Demand]:
+    """Demand of every value that has one. Equations are walked backwards, so uses come before definitions."""
+    found: dict[int, Demand] = {}
+
+    def ask(value: object, demand: Demand | None) -> None:
+        if isinstance(value, int) and demand is not None:
+            found[value] = found.get(value, Demand()).merge(demand)
+
+    for equation in reversed(graph.equations):
+        op = equation.op
+        if isinstance(op, MatMul):
+            ask(equation.operands[0], Demand(mirrored=True))
+            batches = graph.avals[equation.operands[1]].shape[0]  # type: ignore[index]
+            ask(equation.operands[1], Demand(num_batches=batches))
+        elif isinstance(op, LaneReduce) and op.function == "sum":
+            ask(equation.operands[0], Demand(mirrored=True))
+        elif isinstance(op, GatherRows):
+            ask(equation.operands[0], Demand(table=True))
+        elif isinstance(op, ScatterRows):
+            ask(equation.results[0], Demand(table=True, scattered=True))
+            ask(equation.operands[0], found[equation.results[0]])
+        elif isinstance(op, Scan):
+            _ask_scan(equation, op, found, ask)
+        elif not isinstance(op, _DIRECT):
+            _ask_through_move(graph, equation, found, ask)
+    return found
+
+
+def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: object) -> None:
+    body = demands(op.body)
+    for operand, value in zip(equation.operands, op.body.inputs, strict=True):
+        ask(operand, body.get(value))  # type: ignore[operator]
+
+
+def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: object) -> None:
+    """A move that keeps vectors passes the demand on; batched weights only if their rows stay in order."""
+    demand = found.get(equation.results[0])
+    operands = [v for v in equation.operands if isinstance(v, int)]
+    shapes = [graph.avals[v].shape for v in operands]
+    if demand is None or not keeps_vectors(equation.op, shapes, graph.avals[equation.results[0]].shape):  # type: ignore[arg-type]
+        return
+    in_order = isinstance(equation.op, Reshape)
+    if demand.num_batches and not in_order and not (isinstance(equation.op, Transpose) and demand.num_batches == 1):
+        demand = Demand(mirrored=demand.mirrored)
+    for operand in operands:
+        ask(operand, demand if demand != Demand() else None)  # type: ignore[operator]
