@@ -201,6 +201,8 @@ class _Reader:
             raise self.fail(line, "a `.block` line before the first instruction")
         cycle, queue, instruction, count, interval = match.groups()
         opcode, columns = self._instruction(instruction.split())
+        if len(columns) > NUM_OPERANDS:
+            raise self.fail(instruction, f"at most {NUM_OPERANDS} columns")
         columns = columns + [0] * (NUM_OPERANDS - len(columns))
         if any(not -(2**31) <= value < 2**31 for value in columns):
             raise self.fail(instruction, "operands of 32 bits")

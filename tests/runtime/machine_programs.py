@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lpu_jax.runtime.assembly import from_text, to_text
 from lpu_jax.runtime.chip import ChipSpec, Direction, Hemisphere, inward, outward
 from lpu_jax.runtime.isa import (
     MXM_ACTIVATIONS,
@@ -64,7 +65,7 @@ class Scheduler:
     ) -> int:
         """Writes what leaves `position` at cycle `leave`; returns the issue cycle."""
         cycle = leave + abs(position - self.chip.mem_position(hemisphere, mem_slice))
-        operands = (address, 1, loop_step, stream_number, keep)
+        operands = (address, 1, loop_step, stream_number, 0)
         self.builder.add(cycle, mem_queue(self.chip, hemisphere, mem_slice), Opcode.WRITE, operands, count)
         return cycle
 
@@ -138,6 +139,32 @@ def matmul(
     for byte in range(4):
         plan.write(hemisphere, 16 + byte, 100, to + byte, plan.vxm_out(to), leaves, num_vectors)
     return Matmul(plan.build(), max(first_reads[i] + loads - 1 for i in range(16) if first_reads[i] == 0), vxm)
+
+
+def tiles(chip: ChipSpec, num_loads: int, interval: int, num_tiles: int = 3, lhs_format: DataFormat = INT8) -> Program:
+    """Tiles of 16 * num_loads rows on one plane, one IW every `interval` cycles, each met by one vector; one sum."""
+    plan = Scheduler(chip)
+    mxm, out, back = chip.mxm_operand_position(WEST), outward(WEST), inward(WEST)
+    weights = mxm_queue(chip, WEST, 0, MXM_WEIGHTS)
+    lhs, result, num_bytes = stream_id(chip, out, 16), stream_id(chip, back, 0), lhs_format.num_bytes
+    for tile in range(num_tiles):
+        load = 30 + tile * interval
+        for s in range(16):
+            plan.read(WEST, s, tile * num_loads, stream_id(chip, out, s), mxm, load, num_loads)
+        plan.builder.add(load, weights, Opcode.LW, (stream_id(chip, out, 0), 0, 16, INT8), num_loads)
+        install = load + num_loads - 1 + (num_loads == 1)
+        plan.builder.add(install, weights, Opcode.IW, ())
+        multiply = install + chip.mxm_install_tail_cycles
+        for byte in range(num_bytes):
+            plan.read(WEST, 20 + byte, tile, lhs + byte, mxm, multiply)
+        operands = (lhs, lhs_format, 0, 0, 0, 16 * num_loads, int(tile == 0), 0)
+        plan.builder.add(multiply, mxm_queue(chip, WEST, 0, MXM_ACTIVATIONS), Opcode.ABC, operands)
+    accumulate = multiply + chip.mxm_multiply_cycles
+    plan.builder.add(accumulate, mxm_queue(chip, WEST, 0, MXM_RESULTS), Opcode.ACC, (result, 0, 0))
+    for byte in range(4):
+        enters = accumulate + chip.mxm_accumulate_cycles
+        plan.write(WEST, 16 + byte, 100, result + byte, chip.mxm_result_position(WEST), enters)
+    return plan.build()
 
 
 def matmul_sram(chip: ChipSpec, hemisphere=WEST, weight_slices=tuple(range(16)), activation_slice=20, num_vectors=4):
@@ -253,6 +280,21 @@ def barrier(chip: ChipSpec, wait: int | None = None) -> Program:
     return plan.build()
 
 
+def good_programs(chip: ChipSpec) -> dict[str, tuple[Program, Callable[[], Sram]]]:
+    """Every kind of instruction in some program, each with the SRAM that it needs."""
+    bytes_below_256 = lambda: filled(chip)  # noqa: E731
+    return {
+        "matmul": (matmul(chip).program, lambda: matmul_sram(chip)[0]),
+        "tiles": (tiles(chip, 1, 10), bytes_below_256),
+        "copy": (copy(chip), bytes_below_256),
+        "loop": (copy(chip, 3), bytes_below_256),
+        "chain": (chain(chip), bytes_below_256),
+        "shuffle": (shuffle(chip), bytes_below_256),
+        "lookup": (lookup(chip), lambda: filled(chip, words=4, limit=1)),
+        "barrier": (barrier(chip), bytes_below_256),
+    }
+
+
 Row = tuple[int, int, int, int, int, tuple[int, ...]]
 
 
@@ -278,3 +320,15 @@ def dropped(program: Program, victim: int) -> Program:
 
 def shifted(program: Program, victim: int, cycles: int) -> Program:
     return respell(program, lambda row, c: (c[0] + cycles, *c[1:]) if row == victim else c)
+
+
+def reworded(program: Program, old: str, new: str) -> Program:
+    """The program with a piece of its assembly text replaced, rows sorted again."""
+    text = to_text(program)
+    assert old in text, f"{old!r} is not in\n{text}"
+    return respell(from_text(text.replace(old, new)), lambda _, columns: columns)
+
+
+def with_line(program: Program, line: str) -> Program:
+    """The program with one more row at the end of its last block, rows sorted again."""
+    return respell(from_text(to_text(program) + line), lambda _, columns: columns)
