@@ -87,9 +87,12 @@ class Plane:
     pending: list[Sum] = dataclasses.field(default_factory=list)
 
     def settle(self, cycle: int) -> None:
-        """Lets installs take effect that count from `cycle` or earlier."""
+        """Lets installs take effect that count from `cycle` or earlier; each tile must have been used by then."""
         while self.installs and self.installs[0][0] <= cycle:
-            self.tile = self.installs.pop(0)[1]
+            effect, tile = self.installs.pop(0)
+            if self.tile is not None and not self.tile.is_used:
+                raise Refusal(f"the weights replaced at cycle {effect} were never used")
+            self.tile = tile
 
     @property
     def newest(self) -> Tile | None:
@@ -145,8 +148,6 @@ class Planes:
                 raise Refusal(f"previous IW was at cycle {each.last_install}, the interval is {interval} cycles")
             if each.busy_until > effect:
                 raise Refusal(f"plane overwritten while in use until cycle {each.busy_until}")
-            if each.newest is not None and not each.newest.is_used:
-                raise Refusal("the weights installed before were never used")
             each.last_install = cycle
             each.installs.append((effect, None))
         for other in self._others(plane, not tile.is_wide):
@@ -227,8 +228,9 @@ class Planes:
         for state in self.planes:
             if state.buffer is not None:
                 return state.buffer.source, "loaded weights were never installed"
-            if state.newest is not None and not state.newest.is_used:
-                return state.newest.source, "installed weights were never used"
+            for tile in (state.tile, *(installed for _, installed in state.installs)):
+                if tile is not None and not tile.is_used:
+                    return tile.source, "installed weights were never used"
             for accumulator, left in state.sums.items():
                 return left.source, f"accumulator {accumulator} was never read by ACC"
         return None
