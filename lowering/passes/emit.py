@@ -1,0 +1,48 @@
+"""emit: Schedule -> Program. Fills the chosen streams and ALUs into the rows of every template."""
+
+from __future__ import annotations
+
+from lpu_jax.lowering.passes.schedule import Schedule
+from lpu_jax.lowering.passes.template import Slot
+from lpu_jax.runtime.isa import Opcode, vxm_queue
+from lpu_jax.runtime.program import Program, ProgramBuilder
+
+
+def emit(plan: Schedule) -> Program:
+    """The program: a chip barrier, then the blocks one after the other."""
+    chip = plan.allocated.tiles.chip
+    builder = ProgramBuilder(chip)
+    used: set[int] = set()
+    bodies = []
+    for block in plan.blocks:
+        rows = []
+        for op in block.ops:
+            for row in op.template.rows:
+                operands = tuple(
+                    op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands
+                )
+                queue = vxm_queue(chip, op.chosen[row.queue.flex]) if isinstance(row.queue, Slot) else row.queue
+                used.add(queue)
+                rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval))
+        bodies.append(rows)
+    for queue in sorted(used):
+        builder.add(0, queue, Opcode.SYNC, ())
+    if used:
+        builder.add(0, _free_queue(chip, used), Opcode.NOTIFY, ())
+    builder.close_block(start_cycle=0, num_iterations=1, period_cycles=chip.barrier_cycles)
+    start = chip.barrier_cycles
+    for block, rows in zip(plan.blocks, bodies, strict=True):
+        for cycle, queue, opcode, operands, count, interval in rows:
+            builder.add(cycle, queue, opcode, operands, count, interval)
+        builder.close_block(
+            start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles
+        )
+        start += block.num_iterations * block.period_cycles
+    return builder.build()
+
+
+def _free_queue(chip: object, used: set[int]) -> int:
+    """A queue that is not parked gives the signal."""
+    from lpu_jax.runtime.isa import queues
+
+    return next(q for q in range(len(queues(chip)) - 1, -1, -1) if q not in used)  # type: ignore[arg-type]

@@ -1,0 +1,232 @@
+"""Templates: what one tile op needs, cycle by cycle, relative to its own time zero.
+
+A template lists fixed resources (MEM ports and banks, MXM planes, the permuter), flexible ones (streams, ALUs), the
+vectors read and written with the cycle of each access, and the instruction rows. The scheduler only has to find a
+time zero at which all of it fits; `emit` then fills in the chosen streams and ALUs.
+
+Times are those of vector 0; vector k follows k * interval later. Streams are booked per direction and hemisphere at
+the cycle in which vector 0 passes (or would pass) the VXM boundary of that hemisphere.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from lpu_jax.lowering.passes.place import AllocatedGraph, Place
+from lpu_jax.lowering.tile_ir import IntArray, Storage
+from lpu_jax.runtime.chip import ChipSpec, Hemisphere, inward, outward
+from lpu_jax.runtime.isa import Opcode, mem_queue
+
+Key = tuple[object, ...]
+Interval = tuple[Key, int, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """Placeholder in a row: the stream (or ALU) chosen for flexible resource `flex`, plus an offset."""
+
+    flex: int
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flexible:
+    """A resource that can be chosen: `width` neighbours of a pool, taken from start to end."""
+
+    pool: str  # "stream" or "alu"
+    inwards: bool
+    hemisphere: Hemisphere
+    width: int
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """An instruction row; operands and queue may hold slots."""
+
+    offset: int
+    queue: int | Slot
+    opcode: Opcode
+    operands: tuple[int | Slot, ...]
+    count: int = 1
+    interval: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Access:
+    """Vectors of one storage touched at given cycles (relative issue of the MEM instruction)."""
+
+    storage: int
+    vectors: IntArray
+    cycles: IntArray
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Template:
+    """Everything one tile op needs; filled by the builders of template_chain and template_permute."""
+
+    fixed: list[Interval] = dataclasses.field(default_factory=list)
+    flexible: list[Flexible] = dataclasses.field(default_factory=list)
+    reads: list[Access] = dataclasses.field(default_factory=list)
+    writes: list[Access] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
+
+    def stream(self, inwards: bool, side: Hemisphere, width: int, start: int, duration: int) -> int:
+        """Asks for `width` streams of a direction; returns the number of the flexible resource."""
+        self.flexible.append(Flexible("stream", inwards, side, width, start, start + duration))
+        return len(self.flexible) - 1
+
+    def alu(self, slots: int, start: int, duration: int) -> int:
+        """Asks for an ALU (and the next slots - 1 ones)."""
+        self.flexible.append(Flexible("alu", False, Hemisphere.WEST, slots, start, start + duration))
+        return len(self.flexible) - 1
+
+    def first_cycle(self) -> int:
+        """Earliest cycle of any row."""
+        return min(row.offset for row in self.rows)
+
+    def last_cycle(self) -> int:
+        """Latest issue of any row."""
+        return max(row.offset + (row.count - 1) * row.interval for row in self.rows)
+
+
+def stream_direction(flexible: Flexible) -> int:
+    """Direction of a flexible stream."""
+    toward = inward if flexible.inwards else outward
+    return int(toward(flexible.hemisphere))
+
+
+def affine_runs(times: IntArray, addresses: IntArray) -> Iterator[tuple[int, int, int, int]]:
+    """Splits accesses into runs (first index, count, interval, address step) with constant steps."""
+    count, start = len(times), 0
+    same = np.zeros(max(count - 1, 0), bool)
+    time_steps, address_steps = np.diff(times), np.diff(addresses)
+    if count > 2:
+        same[1:] = (np.diff(time_steps) == 0) & (np.diff(address_steps) == 0)
+    breaks = [*(np.nonzero(~same)[0]).tolist(), count - 1]
+    while start < count:
+        if start == count - 1:
+            yield start, 1, 1, 0
+            return
+        index = bisect.bisect_right(breaks, start)
+        end = breaks[index]
+        yield start, end - start + 1, int(time_steps[start]), int(address_steps[start])
+        start = end + 1
+
+
+class MemoryAccess:
+    """Turns accesses to vectors into MEM rows, port and bank bookings."""
+
+    def __init__(self, allocated: AllocatedGraph, looped: frozenset[int], iterations: int) -> None:
+        self.chip: ChipSpec = allocated.tiles.chip
+        self.storages = allocated.tiles.storages
+        self.places = allocated.places
+        self.looped, self.iterations = looped, iterations
+
+    def home(self, storage: int) -> tuple[Storage, Place]:
+        """A storage and its place."""
+        place = self.places[storage]
+        assert place is not None
+        return self.storages[storage], place
+
+    def column(self, mem_slice: int) -> int:
+        """Hops between a slice and the VXM boundary."""
+        return mem_slice // self.chip.num_slices_per_column
+
+    def add(
+        self,
+        template: Template,
+        opcode: Opcode,
+        refs: IntArray,
+        byte: int,
+        times: IntArray,
+        outward_sign: int,
+        operands: tuple[int | Slot, ...],
+    ) -> None:
+        """Books and emits the accesses to one byte plane.
+
+        times[k]: cycle at which vector k would be handled by a slice in column 0; a slice in column c handles it
+        outward_sign * c later (-1 for values that flow inward from the slice, +1 for those that come outward to it).
+        """
+        read = opcode in (Opcode.READ, Opcode.GATHER)
+        for storage_id in dict.fromkeys(refs[:, 0].tolist()):
+            storage, place = self.home(storage_id)
+            mine = np.nonzero(refs[:, 0] == storage_id)[0]
+            vectors = refs[mine, 1]
+            group = vectors % storage.interleave
+            columns = np.array([self.column(s) for s in place.slices])
+            index = group * storage.format.num_bytes + byte
+            cycles = times[mine] + outward_sign * columns[index]
+            accesses = template.reads if read else template.writes
+            if opcode in (Opcode.READ, Opcode.WRITE):
+                accesses.append(Access(storage_id, vectors, cycles))
+            addresses = place.base + vectors // storage.interleave
+            step = storage.loop_step if storage_id in self.looped else 0
+            for slot in np.unique(index).tolist():
+                chosen = np.nonzero(index == slot)[0]
+                self._rows(
+                    template, opcode, storage, place.slices[slot], cycles[chosen], addresses[chosen], step, operands
+                )
+
+    def _rows(
+        self,
+        template: Template,
+        opcode: Opcode,
+        storage: Storage,
+        mem_slice: int,
+        cycles: IntArray,
+        addresses: IntArray,
+        loop_step: int,
+        operands: tuple[int | Slot, ...],
+    ) -> None:
+        side = storage.hemisphere
+        queue = mem_queue(self.chip, side, mem_slice)
+        port = "R" if opcode in (Opcode.READ, Opcode.GATHER) else "W"
+        for start, count, interval, address_step in affine_runs(cycles, addresses):
+            first, address = int(cycles[start]), int(addresses[start])
+            end = first + (count - 1) * interval + 1
+            template.rows.append(
+                Row(first, queue, opcode, (address, address_step, loop_step, *operands), count, max(interval, 1))
+            )
+            template.fixed.append((("Q", queue), first, first + 1))
+            template.fixed.append(((port, queue, interval if count > 1 else 1), first, end))
+            last = address + (count - 1) * address_step
+            ends = [address, last, address + loop_step * (self.iterations - 1), last + loop_step * (self.iterations - 1)]
+            bank = self.chip.num_addresses_per_bank
+            for number in range(min(ends) // bank, max(ends) // bank + 1):
+                template.fixed.append((("B", queue, number), first, end))
+
+
+def merge_own(template: Template) -> bool:
+    """Folds bookings of one op on the same port or bank; False if the op would collide with itself.
+
+    Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared.
+    """
+    exact: dict[Key, list[np.ndarray]] = {}
+    spans: dict[Key, tuple[int, int]] = {}
+    strides: dict[tuple[Key, int], int] = {}
+    for key, start, end in template.fixed:
+        if key[0] in ("R", "W"):
+            strides[(key[0], key[1]), start] = int(key[2])  # type: ignore[call-overload]
+    for key, start, end in template.fixed:
+        plain = key[:2] if key[0] in ("R", "W") else key
+        stride = 1
+        if key[0] in ("R", "W"):
+            stride = int(key[2])  # type: ignore[call-overload]
+        elif key[0] == "B":
+            stride = strides.get((("R", key[1]), start)) or strides.get((("W", key[1]), start)) or 1
+        exact.setdefault(plain, []).append(np.arange(start, end, stride))
+        low, high = spans.get(plain, (start, end))
+        spans[plain] = (min(low, start), max(high, end))
+    for parts in exact.values():
+        if len(parts) > 1:
+            cycles = np.concatenate(parts)
+            if len(np.unique(cycles)) != len(cycles):
+                return False
+    template.fixed = [(key, low, high) for key, (low, high) in spans.items()]
+    return True

@@ -1,0 +1,103 @@
+"""The compiler in a row of calls, and what it hands out: `CompiledGraph`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lpu_jax.lowering.analysis.bounds import resource_bounds
+from lpu_jax.lowering.loader import load_sram, read_outputs
+from lpu_jax.lowering.passes.emit import emit
+from lpu_jax.lowering.passes.place import AllocatedGraph, place
+from lpu_jax.lowering.passes.schedule import Schedule, schedule
+from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.tile_ir import TileGraph
+from lpu_jax.runtime import machine
+from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.ops import GraphLike
+from lpu_jax.runtime.program import Program
+
+
+def compile_graph(graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int] | None = None) -> CompiledGraph:
+    """Compiles a graph for one chip.
+
+    Args:
+      graph: a verified Graph.
+      chip: the target.
+      donated: output position -> input position whose SRAM the output may take over.
+
+    Raises:
+      SramOverflowError: the values do not fit.
+    """
+    tiles = tile(graph, chip, dict(donated or {}))
+    allocated = place(tiles)
+    plan = schedule(allocated)
+    program = emit(plan)
+    return CompiledGraph(graph=graph, tile_graph=tiles, allocated=allocated, schedule=plan, program=program)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CompiledGraph:
+    """A program with every stage it came from."""
+
+    graph: GraphLike
+    tile_graph: TileGraph
+    allocated: AllocatedGraph
+    schedule: Schedule
+    program: Program
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        """Cycles from the start of the program to its last write, skew included."""
+        return machine.completion_cycles(self.program)
+
+    @functools.cached_property
+    def sram_used_bytes(self) -> int:
+        """Most bytes of SRAM that hold something at one time."""
+        chip = self.tile_graph.chip
+        changes: Counter[int] = Counter()
+        for storage, (first, last) in zip(self.tile_graph.storages, self.allocated.live, strict=True):
+            if last >= first:
+                size = storage.num_slices * storage.num_addresses * chip.num_lanes
+                changes[first] += size
+                changes[last + 1] -= size
+        used = peak = 0
+        for position in sorted(changes):
+            used += changes[position]
+            peak = max(peak, used)
+        return peak
+
+    def simulate(self, arguments: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+        """Runs the program on the machine; returns the outputs and the cycles it took."""
+        sram = load_sram(self.allocated, arguments, self.graph)
+        result = machine.run(self.program, sram)
+        return read_outputs(self.allocated, sram, self.graph), result.cycles
+
+    def cost_analysis(self) -> dict[str, object]:
+        """Cycles, both bounds, what bounds the program, and the use of every unit."""
+        bounds = resource_bounds(self.tile_graph)
+        busiest = max(bounds, key=lambda name: bounds[name])
+        dependency = sum(b.dependency_cycles * b.num_iterations for b in self.schedule.blocks)
+        resource = bounds[busiest]
+        return {
+            "cycles": self.cycles,
+            "resource_bound_cycles": resource,
+            "dependency_bound_cycles": dependency,
+            "bounded_by": busiest if resource >= dependency else "dependencies",
+            "utilization": {name: value / self.cycles for name, value in bounds.items()},
+            "instructions": self.program.num_instructions,
+            "rows": self.program.num_rows,
+        }
+
+    def memory_map(self) -> list[tuple[str, str, int, tuple[int, ...]]]:
+        """(name, hemisphere, bytes, slices) of every storage that is in use."""
+        chip = self.tile_graph.chip
+        return [
+            (s.name, s.hemisphere.name, s.num_slices * s.num_addresses * chip.num_lanes, spot.slices)
+            for s, spot in zip(self.tile_graph.storages, self.allocated.places, strict=True)
+            if spot is not None
+        ]
