@@ -123,8 +123,8 @@ class StorageBuilder:
         data_format = FORMATS[aval.dtype]
         if demand.num_batches and not splat:
             return (self._weight_view(aval, data_format, demand, fields),)
-        if demand.table and not splat:
-            return (self._table_view(aval, data_format, demand, fields),)
+        if demand.table:
+            return (self._table_view(aval, data_format, demand, splat or len(aval.shape) == 1, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
         sides = list(Hemisphere) if demand.mirrored else [self.next_hemisphere()]
         views = []
@@ -151,17 +151,19 @@ class StorageBuilder:
                 refs[batch, :, tile] = self.whole(storage, per_batch)
         return View(aval.shape, False, refs.reshape(-1, 2))
 
-    def _table_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
+    def _table_view(
+        self, aval: Aval, data_format: DataFormat, demand: Demand, splat: bool, fields: dict[str, object]
+    ) -> View:
         """One storage per vector of a row, so that a row index is an address; long tables take several slices."""
         rows = aval.shape[0]
-        inner = num_view_vectors((1, *aval.shape[1:]), False, self.chip.num_lanes)
+        inner = num_view_vectors((1, *aval.shape[1:]), splat, self.chip.num_lanes)
         interleave = 1 if rows <= MAX_PLAIN_TABLE_ROWS else -(-rows // self.chip.num_addresses_per_slice)
         refs = np.zeros((rows, inner, 2), np.int64)
         padded = -(-rows // interleave) * interleave + (interleave if interleave > 1 and demand.scattered else 0)
         for vector in range(inner):
             storage = self.new_storage(padded, data_format, self.next_hemisphere(), interleave=interleave, **fields)
             refs[:, vector] = self.whole(storage, rows)
-        return View(aval.shape, False, refs.reshape(-1, 2))
+        return View(aval.shape, splat, refs.reshape(-1, 2))
 
     def stacked(self, view: View, num_iterations: int) -> View:
         """The view of all iterations of a looped value, [num_iterations, *shape]."""

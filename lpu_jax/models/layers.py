@@ -13,6 +13,8 @@ from jax import lax
 WeightKind: TypeAlias = Literal["int8", "fp32"]
 
 _INT8_MAX = 127
+_SCALE_LANE_BITS = 8
+_SCALES_PER_ROW = 1 << _SCALE_LANE_BITS
 
 
 def quantize(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,15 +56,18 @@ class Embedding(nnx.Module):  # type: ignore[misc]
 
     Attributes:
       values: [vocab_size, d_model] int8 or fp32.
-      scale: fp32 [vocab_size] per token, or None when `values` is fp32.
+      scale: fp32 [ceil(vocab_size / 256), 256], one per token in row-major order (a table of rows of 256, so that a
+        chip can look one up by row and pick the lane), or None when `values` is fp32.
     """
 
     def __init__(self, table: np.ndarray, kind: WeightKind) -> None:
         """Stores an fp32 table [vocab_size, d_model] as `kind`."""
         values, scale = table, None
         if kind == "int8":
-            columns, scale = quantize(table.T)
+            columns, per_token = quantize(table.T)
             values = np.ascontiguousarray(columns.T)
+            scale = np.ones((-(-len(per_token) // _SCALES_PER_ROW), _SCALES_PER_ROW), np.float32)
+            scale.reshape(-1)[: len(per_token)] = per_token
         self.values = nnx.Param(jnp.asarray(values))
         self.scale = None if scale is None else nnx.Param(jnp.asarray(scale))
 
@@ -71,7 +76,10 @@ class Embedding(nnx.Module):  # type: ignore[misc]
         rows = take(self.values[...], tokens)
         if self.scale is None:
             return rows
-        return rows.astype(jnp.float32) * take(self.scale[...], tokens)[:, None]
+        scales = take(self.scale[...], tokens >> _SCALE_LANE_BITS)
+        lane = jnp.arange(_SCALES_PER_ROW, dtype=jnp.int32)[None, :]
+        own = jnp.where(lane == (tokens & (_SCALES_PER_ROW - 1))[:, None], scales, 0.0)
+        return rows.astype(jnp.float32) * own.sum(axis=1, keepdims=True)
 
 
 class RmsNorm(nnx.Module):  # type: ignore[misc]
