@@ -160,7 +160,9 @@ class Decoder(RowTable):
             kind = self.column(vxm, f"{side}_kind", rows)
             self.refuse_where((kind < 0) | (kind >= len(OperandKind)), f"bad {side} kind", rows)
             wanted = binary if side == "rhs" else np.ones_like(binary)
-            self.refuse_where((kind == OperandKind.NONE) == wanted, f"this function needs {1 + operand} operands", rows)
+            missing = kind == OperandKind.NONE
+            self.refuse_where(missing & wanted, f"{side} missing: this function takes {1 + operand} operands", rows)
+            self.refuse_where(~missing & ~wanted, "this function takes 1 operand", rows)
             value, data_format = self.column(vxm, side, rows), self.column(vxm, f"{side}_format", rows)
             some = kind == OperandKind.STREAM
             here, stream = rows[some], value[some]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from lpu_jax.runtime.errors import ProgramError
 from lpu_jax.runtime.isa import Opcode
 from lpu_jax.runtime.program import Program
 from lpu_jax.runtime.units.decode import Decoded, Decoder, Event
@@ -16,6 +17,8 @@ IntArray = npt.NDArray[np.int64]
 
 WINDOW_CYCLES = 1024
 """Cycles that are expanded at a time."""
+
+NEVER = 2**62
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -45,6 +48,9 @@ def windows(program: Program, decoded: Decoded, num_slots: int, num_streams: int
 
     num_slots, num_streams: the layout of keys, as in `Streams`.
     """
+    bounds = np.array(decoded.bounds)
+    starts = np.array([block.start_cycle for block in program.blocks], np.int64)
+    periods = np.array([block.period_cycles for block in program.blocks], np.int64)
     iterations = _iterations(program, decoded)
     ahead = next(iterations, None)
     cursors: list[list[int]] = []  # [start cycle, iteration, next event source, end of block]
@@ -72,21 +78,13 @@ def windows(program: Program, decoded: Decoded, num_slots: int, num_streams: int
         base, source, iteration = active
         interval = decoded.interval[source]
         # `base` is the cycle of the next repetition; `left` how many are still to come.
-        done = (base - _first_cycle(program, decoded, source, iteration)) // interval
+        block = np.searchsorted(bounds, source, side="right") - 1
+        done = (base - starts[block] - iteration * periods[block] - decoded.cycle[source]) // interval
         left = decoded.count[source] - done
         here = np.clip((stop - base + interval - 1) // interval, 0, left)
         yield _expand(decoded, base, source, iteration, done, here, num_slots, num_streams)
         more = left > here
         active = np.stack([base + here * interval, source, iteration])[:, more]
-
-
-def _first_cycle(program: Program, decoded: Decoded, source: IntArray, iteration: IntArray) -> IntArray:
-    bounds = np.array(decoded.bounds)
-    block = np.searchsorted(bounds, source, side="right") - 1
-    start = np.array([b.start_cycle for b in program.blocks], np.int64)
-    period = np.array([b.period_cycles for b in program.blocks], np.int64)
-    first: IntArray = start[block] + iteration * period[block] + decoded.cycle[source]
-    return first
 
 
 def _iterations(program: Program, decoded: Decoded) -> Iterator[list[int]]:
@@ -191,7 +189,11 @@ def check_queues(program: Program, decoder: Decoder) -> None:
         before the barrier; a NOTIFY that releases no queue.
     """
     last_issue: dict[int, int] = {}
+    free = 0
     for block in program.blocks:
+        if block.start_cycle < free or block.num_iterations < 1 or block.period_cycles < 0:
+            raise ProgramError(f"bad block: {block} must start at cycle {free} or later, and run at least once")
+        free = block.start_cycle + block.num_iterations * block.period_cycles
         rows = np.arange(block.row_start, block.row_stop)
         key = program.cycle[rows].astype(np.int64) * 2**32 + program.queue[rows]
         unsorted = np.flatnonzero(np.diff(key) <= 0)
@@ -234,12 +236,30 @@ def _check_barriers(program: Program, decoder: Decoder) -> None:
     for cycle, row in marks:
         if program.opcode[row] == Opcode.NOTIFY and cycle not in released:
             decoder.refuse(row, f"NOTIFY at cycle {cycle} releases no queue")
-    issues = _issues(program, np.isin(program.queue, list(parked)))
-    for cycle, row in issues:
-        for since in parked.get(int(program.queue[row]), ()):
-            free = int(notified[np.searchsorted(notified, since)]) + program.chip.barrier_cycles
-            if since < cycle < free:
-                decoder.refuse(row, f"queue is parked by SYNC until cycle {free}, this issue is at cycle {cycle}")
+    for generation in range(max(map(len, parked.values()), default=0)):
+        since = np.full(len(decoder.queue_names), NEVER, np.int64)
+        for queue, cycles in parked.items():
+            since[queue] = cycles[generation] if generation < len(cycles) else NEVER
+        _check_parked(program, decoder, since, notified)
+
+
+def _check_parked(program: Program, decoder: Decoder, since: IntArray, notified: IntArray) -> None:
+    """Refuses a row whose queue was parked at cycle `since[queue]` (NEVER if it was not) and is not yet released."""
+    which = np.minimum(np.searchsorted(notified, since), len(notified) - 1)
+    free = np.where(since == NEVER, -1, notified[which] + program.chip.barrier_cycles)
+    for block in program.blocks:
+        rows = np.arange(block.row_start, block.row_stop)
+        queue = program.queue[rows]
+        first = block.start_cycle + program.cycle[rows].astype(np.int64)
+        period = max(block.period_cycles, 1)
+        iteration = np.clip((since[queue] - first) // period + 1, 0, block.num_iterations - 1)
+        issue = first + iteration * block.period_cycles
+        bad = np.flatnonzero((since[queue] < issue) & (issue < free[queue]))
+        for index in bad[:1]:
+            decoder.refuse(
+                int(rows[index]),
+                f"queue is parked by SYNC until cycle {free[queue[index]]}, this issue is at cycle {issue[index]}",
+            )
 
 
 def _issues(program: Program, where: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
