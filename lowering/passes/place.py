@@ -216,8 +216,7 @@ def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, 
     """Slice groups to try, best first."""
     near, sets = slice_sets(chip, storage.hemisphere)
     if storage.plane is not None:
-        planes = [storage.plane] if storage.format.significand_bytes == 1 else range(chip.num_planes)
-        return [sets[plane] for plane in planes]
+        return [sets[storage.plane]]
     width = storage.num_slices
     if storage.column == "near":
         return [(s,) for s in near if s < chip.num_slices_per_column]
@@ -245,13 +244,14 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     places: list[Place | None] = [None] * len(tiles.storages)
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
     neighbours = apart(tiles)
-    order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id]))
+    written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
+    order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
     for turn, storage in enumerate(order):
         live = ranges[storage.id]
         if live[1] < live[0]:
             continue
         size = storage.num_addresses
-        one_bank = not storage.resident or size <= chip.num_addresses_per_bank // 2
+        one_bank = storage.id in written
         busy = {
             s
             for other in neighbours[storage.id]
@@ -290,11 +290,11 @@ def _search(
     return None
 
 
-def _order(storage: Storage, live: tuple[int, int]) -> tuple[object, ...]:
-    """Weights and tables first (largest first), then everything else as it becomes live."""
+def _order(storage: Storage, live: tuple[int, int], is_written: bool) -> tuple[object, ...]:
+    """Weights and tables first (those that must stay in one bank, then by size), the rest as it becomes live."""
     if storage.resident and (storage.plane is not None or storage.interleave > 1):
-        return (0, -storage.num_addresses, storage.id)
-    return (1, live[0], storage.id)
+        return (0, not is_written, -storage.num_addresses, storage.id)
+    return (1, live[0], storage.id, 0)
 
 
 def overflow(tiles: TileGraph, storage: Storage) -> SramOverflowError:

@@ -207,26 +207,33 @@ def merge_own(template: Template) -> bool:
 
     Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared.
     """
-    exact: dict[Key, list[np.ndarray]] = {}
-    spans: dict[Key, tuple[int, int]] = {}
-    strides: dict[tuple[Key, int], int] = {}
+    strides = {(key[:2], start): int(str(key[2])) for key, start, _ in template.fixed if key[0] in ("R", "W")}
+    found: dict[Key, list[tuple[int, int, int]]] = {}
     for key, start, end in template.fixed:
-        if key[0] in ("R", "W"):
-            strides[(key[0], key[1]), start] = int(key[2])  # type: ignore[call-overload]
-    for key, start, end in template.fixed:
-        plain = key[:2] if key[0] in ("R", "W") else key
         stride = 1
         if key[0] in ("R", "W"):
-            stride = int(key[2])  # type: ignore[call-overload]
+            stride, key = int(str(key[2])), key[:2]
         elif key[0] == "B":
             stride = strides.get((("R", key[1]), start)) or strides.get((("W", key[1]), start)) or 1
-        exact.setdefault(plain, []).append(np.arange(start, end, stride))
-        low, high = spans.get(plain, (start, end))
-        spans[plain] = (min(low, start), max(high, end))
-    for parts in exact.values():
-        if len(parts) > 1:
-            cycles = np.concatenate(parts)
-            if len(np.unique(cycles)) != len(cycles):
-                return False
-    template.fixed = [(key, low, high) for key, (low, high) in spans.items()]
+        found.setdefault(key, []).append((start, end, stride))
+    template.fixed = []
+    for key, runs in found.items():
+        runs.sort()
+        low, high, group = runs[0][0], runs[0][1], [runs[0]]
+        for run in runs[1:]:
+            if run[0] < high:
+                group.append(run)
+                if not _disjoint(group):
+                    return False
+                high = max(high, run[1])
+            else:
+                template.fixed.append((key, low, high))
+                low, high, group = run[0], run[1], [run]
+        template.fixed.append((key, low, high))
     return True
+
+
+def _disjoint(runs: list[tuple[int, int, int]]) -> bool:
+    """Whether strided runs (start, end, stride) never meet in a cycle."""
+    cycles = np.concatenate([np.arange(start, end, stride) for start, end, stride in runs])
+    return len(np.unique(cycles)) == len(cycles)

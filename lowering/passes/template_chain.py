@@ -14,6 +14,7 @@ from lpu_jax.lowering.tile_ir import (
     MatMulInput,
     MemoryInput,
     MemoryOutput,
+    ScatterOutput,
     Step,
     StepRef,
 )
@@ -41,18 +42,23 @@ def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
     raise ScheduleError(f"schedule: a chain of {op.num_vectors} vectors collides with itself ({op.source or op.name})")
 
 
+def _delayed(op: ChainOp, delay: int) -> tuple[tuple[Step, ...], tuple[MemoryOutput | ScatterOutput, ...]]:
+    """Steps and outputs with `delay` identities behind every step that is written to memory."""
+    steps, moved = list(op.steps), {}
+    for step in dict.fromkeys(output.step for output in op.outputs):
+        moved[step] = step
+        for _ in range(delay):
+            steps.append(Step("identity", (StepRef(moved[step]),)))
+            moved[step] = len(steps) - 1
+    return tuple(steps), tuple(dataclasses.replace(output, step=moved[output.step]) for output in op.outputs)
+
+
 class _ChainBuilder:
     def __init__(self, memory: MemoryAccess, op: ChainOp, delay: int, overlap: bool) -> None:
         self.memory, self.op, self.chip = memory, op, memory.chip
         self.template = Template()
         self.overlap = overlap
-        self.steps = (*op.steps, *(Step("identity", (StepRef(len(op.steps) - 1 + i),)) for i in range(delay)))
-        self.outputs = op.outputs
-        if delay:
-            last = len(op.steps) - 1
-            self.outputs = tuple(
-                dataclasses.replace(o, step=last + delay) if o.step == last else o for o in op.outputs
-            )
+        self.steps, self.outputs = _delayed(op, delay)
         self.products = [item for item in op.inputs if isinstance(item, MatMulInput)]
         self.interval = self._last_interval(self.products[0]) if self.products else 1
         self.span = (op.num_vectors - 1) * self.interval + 1

@@ -109,9 +109,12 @@ class Tiler:
     # Inputs -----------------------------------------------------------------------------------------------------
 
     def bind_inputs(self, donated: dict[int, int]) -> None:
-        """Gives every graph input a home in SRAM that the host fills; loop inputs are stacked by iteration."""
+        """Gives every graph input a home in SRAM that the host fills; loop inputs are stacked by iteration.
+
+        Loop inputs and large ones choose their plane first: their storages are the hardest to fit.
+        """
         stacked = {v: e for e in self.graph.equations if isinstance(e.op, Scan) for v in _scan_xs(e)}
-        for value in self.graph.inputs:
+        for value in sorted(self.graph.inputs, key=lambda v: (-self._size(v), v)):
             aval = self.graph.avals[value]
             demand = self.demand.get(value, Demand())
             if value in stacked:
@@ -133,6 +136,11 @@ class Tiler:
                 self.bindings.extend(Binding(value, view, 1, aval.dtype) for view in views)
                 self.views[value] = views
         self._find_donated(donated)
+
+    def _size(self, value: int) -> int:
+        """Elements of one storage of an input: all iterations of a loop input, one column tile of others."""
+        shape = self.graph.avals[value].shape
+        return int(np.prod(shape[:-1], dtype=np.int64))
 
     def _find_donated(self, donated: dict[int, int]) -> None:
         """Notes which loop results may overwrite the loop input that was donated for them."""

@@ -207,7 +207,7 @@ def _weights(
     """The weight tiles of one matrix and column tile, copied into weight layout if they are not there."""
     tiles = _tile_rows(product.contracting, builder.chip.num_lanes)
     if product.rhs is None:
-        side, plane = builder.next_plane(1)
+        side, plane = builder.next_plane()
         storage = builder.ones_weights(side, plane)
         return tuple(WeightTile(storage, 0, count) for _, count in tiles), side, plane
     refs = product.rhs[batch * product.contracting : (batch + 1) * product.contracting, tile]
@@ -215,8 +215,7 @@ def _weights(
     in_order = (refs[:, 0] == home.id).all() and (np.diff(refs[:, 1]) == 1).all()
     if not (in_order and home.plane is not None and refs[0, 1] % home.interleave == 0):
         interleave = builder.chip.num_streams_per_load // product.rhs_format.num_bytes
-        planes = builder.chip.planes_per_tile(product.rhs_format.significand_bytes)
-        side, plane = builder.next_plane(planes, -(-len(refs) // interleave))
+        side, plane = builder.next_plane(-(-len(refs) // interleave))
         storage = builder.new_storage(
             -(-len(refs) // interleave) * interleave,
             product.rhs_format,

@@ -43,9 +43,21 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
             ask(equation.operands[0], found[equation.results[0]])
         elif isinstance(op, Scan):
             _ask_scan(equation, op, found, ask)
+        elif isinstance(op, Elementwise):
+            _ask_through_update(graph, equation, found, ask)
         elif not isinstance(op, _DIRECT):
             _ask_through_move(graph, equation, found, ask)
     return found
+
+
+def _ask_through_update(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: object) -> None:
+    """An updated value that is installed as weights had better be laid out as weights before the update, too."""
+    result = equation.results[0]
+    demand = found.get(result)
+    if demand is not None and demand.num_batches:
+        for operand in equation.operands:
+            if isinstance(operand, int) and graph.avals[operand] == graph.avals[result]:
+                ask(operand, Demand(num_batches=demand.num_batches))  # type: ignore[operator]
 
 
 def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: object) -> None:

@@ -57,8 +57,8 @@ class Demand:
         )
 
 
-MAX_PLAIN_TABLE_ROWS = 2048
-"""A table with more rows is spread over slices, so that it does not fill one."""
+MAX_TABLE_ADDRESSES = 128
+"""A table with more rows is spread over slices where that is cheap, so that it does not need a long free range."""
 
 
 class StorageBuilder:
@@ -78,19 +78,14 @@ class StorageBuilder:
         self._turn += 1
         return Hemisphere(self._turn % 2)
 
-    def next_plane(self, num_planes: int, num_addresses: int = 0) -> tuple[Hemisphere, int]:
-        """The plane (or pair, plane 0) with the least weights so far; the weights to come are counted."""
-        planes = range(self.chip.num_planes) if num_planes == 1 else range(1)
-        places = [(plane, side) for plane in planes for side in Hemisphere]
+    def next_plane(self, num_addresses: int = 1) -> tuple[Hemisphere, int]:
+        """The plane whose slice set holds the least so far; the weights to come are counted.
 
-        def load(place: tuple[int, Hemisphere]) -> int:
-            held = [self._loads[place[1], p] for p in (range(self.chip.num_planes) if num_planes > 1 else [place[0]])]
-            return sum(held) // len(held)
-
-        plane, side = min(places, key=load)
-        share = range(self.chip.num_planes) if num_planes > 1 else [plane]
-        for p in share:
-            self._loads[side, p] += max(1, num_addresses // len(share))
+        Weights wider than a byte take both planes of the hemisphere, whichever set they lie in.
+        """
+        places = [(plane, side) for plane in range(self.chip.num_planes) for side in Hemisphere]
+        plane, side = min(places, key=lambda place: self._loads[place[1], place[0]])
+        self._loads[side, plane] += num_addresses
         return side, plane
 
     def new_storage(self, num_vectors: int, data_format: DataFormat, hemisphere: Hemisphere, **fields: object) -> int:
@@ -140,11 +135,10 @@ class StorageBuilder:
         per_batch = rows // demand.num_batches
         padded = -(-per_batch // interleave) * interleave + (interleave if demand.scattered else 0)
         refs = np.zeros((demand.num_batches, per_batch, tiles, 2), np.int64)
-        planes = self.chip.planes_per_tile(data_format.significand_bytes)
         for batch in range(demand.num_batches):
             for tile in range(tiles):
                 addresses = padded // interleave * int(str(fields["num_iterations"]))
-                hemisphere, plane = self.next_plane(planes, addresses)
+                hemisphere, plane = self.next_plane(addresses)
                 storage = self.new_storage(
                     padded, data_format, hemisphere, interleave=interleave, plane=plane, **fields
                 )
@@ -157,7 +151,10 @@ class StorageBuilder:
         """One storage per vector of a row, so that a row index is an address; long tables take several slices."""
         rows = aval.shape[0]
         inner = num_view_vectors((1, *aval.shape[1:]), splat, self.chip.num_lanes)
-        interleave = 1 if rows <= MAX_PLAIN_TABLE_ROWS else -(-rows // self.chip.num_addresses_per_slice)
+        interleave = -(-rows // self.chip.num_addresses_per_slice)
+        if rows <= self.chip.num_addresses_per_slice // 2:
+            widest = self.chip.num_streams_per_load // data_format.num_bytes
+            interleave = min(widest, -(-rows // MAX_TABLE_ADDRESSES))
         refs = np.zeros((rows, inner, 2), np.int64)
         padded = -(-rows // interleave) * interleave + (interleave if interleave > 1 and demand.scattered else 0)
         for vector in range(inner):
