@@ -29,6 +29,7 @@ VXM (one queue per ALU):
   available, 0 <= delay <= vxm_max_delay_cycles) or an immediate. The result is available to ALUs at
   +vxm_op_cycles * slots and leaves the VXM at vxm_result_position at +vxm_op_cycles * slots + vxm_operand_cycles,
   plus vxm_turn_cycles when it leaves against the direction in which its first operand came (a chain inherits it).
+  An ALU makes at most one result per cycle, so after a function of several slots a shorter one has to wait.
 SXM (x = sxm_position; results leave inward at x):
   Permute     map (uint16 little endian, two streams) taken at +0, data (one stream) at +sxm_permute_map_cycles,
               out[lane] = data[map[lane]], 0 where map[lane] >= num_lanes; leaves at +map +permute +exit cycles (60)

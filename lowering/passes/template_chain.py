@@ -76,7 +76,7 @@ class _ChainBuilder:
     def build(self) -> Template:
         levels = self._levels()
         alus = [
-            self.template.alu(self.chip.alu_slots(step.function), level, self.span)
+            self._alu(step.function, level)
             for step, level in zip(self.steps, levels, strict=True)
         ]
         flows: list[Direction] = []
@@ -92,6 +92,11 @@ class _ChainBuilder:
                 Row(levels[index], queue, Opcode.VXM, row, self.op.num_vectors, self.interval)
             )
         return self.template
+
+    def _alu(self, function: str, level: int) -> int:
+        """Books an ALU; behind a function of several slots it stays booked until its last result is out."""
+        slots = self.chip.alu_slots(function)
+        return self.template.alu(slots, level, self.span + self.chip.vxm_op_cycles * (slots - 1))
 
     def _levels(self) -> list[int]:
         """Issue of every step: as soon as its operands are there; inputs are read to arrive just then."""

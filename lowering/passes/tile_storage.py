@@ -121,12 +121,19 @@ class StorageBuilder:
         if demand.table:
             return (self._table_view(aval, data_format, demand, splat or len(aval.shape) == 1, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
+        interleave = self._spread(count * num_iterations, data_format)
+        padded = -(-count // interleave) * interleave
         sides = list(Hemisphere) if demand.mirrored else [self.next_hemisphere()]
         views = []
         for side in sides:
-            storage = self.new_storage(count, data_format, side, **fields)
+            storage = self.new_storage(padded, data_format, side, interleave=interleave, **fields)
             views.append(View(aval.shape, splat, self.whole(storage, count)))
         return tuple(views)
+
+    def _spread(self, num_vectors: int, data_format: DataFormat) -> int:
+        """Slices groups that a plain storage is spread over, so that it does not need a long free range."""
+        widest = self.chip.num_streams_per_load // data_format.num_bytes
+        return min(widest, -(-num_vectors // (self.chip.num_addresses_per_bank // 4)))
 
     def _weight_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
         """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set."""

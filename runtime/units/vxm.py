@@ -134,6 +134,8 @@ class Alus:
         computed = vxm.apply(np, op.function, *(value.view(dtype) for value in values))
         flow = next((flow for flow in flows if flow is not None), None)
         result = Result(np.ascontiguousarray(computed).view(np.int32), flow)
+        if cycle + op.latency_cycles in self.results[op.alu]:
+            raise Refusal(f"unit double-booked: ALU{op.alu} makes two results in cycle {cycle + op.latency_cycles}")
         self.results[op.alu][cycle + op.latency_cycles] = result
         if not op.streams:
             return result, None
