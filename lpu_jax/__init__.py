@@ -1,1 +1,72 @@
+"""lpu_jax: what would this JAX model do on an LPU, to the cycle and to the bit?
 
+The public names are imported when they are first used, so that `lpu_jax.runtime` can be used without the compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lpu_jax import chips as chips
+    from lpu_jax.call import ArgumentMismatchError as ArgumentMismatchError
+    from lpu_jax.call import DonatedArgumentError as DonatedArgumentError
+    from lpu_jax.call import NonFiniteWeightError as NonFiniteWeightError
+    from lpu_jax.lowering.registry import register_lowering as register_lowering
+    from lpu_jax.report import profile as profile
+    from lpu_jax.report import Report as Report
+    from lpu_jax.runtime.errors import LpuError as LpuError
+    from lpu_jax.runtime.errors import ModelFileError as ModelFileError
+    from lpu_jax.runtime.errors import ProgramError as ProgramError
+    from lpu_jax.runtime.errors import ScheduleError as ScheduleError
+    from lpu_jax.runtime.errors import SramOverflowError as SramOverflowError
+    from lpu_jax.runtime.errors import UnsupportedInputError as UnsupportedInputError
+    from lpu_jax.runtime.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+    from lpu_jax.stages import Compiled as Compiled
+    from lpu_jax.stages import Loaded as Loaded
+    from lpu_jax.stages import Lowered as Lowered
+    from lpu_jax.stages import Traced as Traced
+    from lpu_jax.transform import LpuFunction as LpuFunction
+    from lpu_jax.transform import lpu as lpu
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArgumentMismatchError": "call",
+    "Compiled": "stages",
+    "DonatedArgumentError": "call",
+    "Loaded": "stages",
+    "Lowered": "stages",
+    "LpuError": "runtime.errors",
+    "LpuFunction": "transform",
+    "ModelFileError": "runtime.errors",
+    "NonFiniteWeightError": "call",
+    "ProgramError": "runtime.errors",
+    "Report": "report",
+    "ScheduleError": "runtime.errors",
+    "SramOverflowError": "runtime.errors",
+    "Traced": "stages",
+    "UnsupportedInputError": "runtime.errors",
+    "UnsupportedPrimitiveError": "runtime.errors",
+    "lpu": "transform",
+    "profile": "report",
+    "register_lowering": "lowering.registry",
+}
+"""public name: module that defines it"""
+
+__all__ = [*sorted(_HOME), "chips"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "chips":
+        return importlib.import_module("lpu_jax.chips")
+    if name not in _HOME:
+        raise AttributeError(f"module 'lpu_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lpu_jax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

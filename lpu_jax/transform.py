@@ -1,0 +1,159 @@
+"""`lpu`: runs a JAX function in the arithmetic of the LPU, and compiles it to a program of the LPU."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import jax
+
+from lpu_jax import stages
+from lpu_jax.call import CallSignature, FlatCall, Options, aval_keys
+from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
+from lpu_jax.lowering.lower import PRECISIONS
+
+
+class LpuFunction:
+    """A function on the LPU; made by `lpu`.
+
+    Calling it gives the answer of the LPU's arithmetic. It is traced once for every set of shapes, dtypes, structures
+    and static arguments; the program itself is only made when `lower(...).compile()` asks for it.
+    """
+
+    __wrapped__: Callable[..., Any]
+
+    def __init__(self, fun: Callable[..., Any], options: Options) -> None:
+        """Wraps a function; raises ValueError for options that do not fit its signature."""
+        functools.update_wrapper(self, fun, updated=())
+        self.options = options
+        self._signature = CallSignature(fun, options)
+        self._cache: dict[Any, stages.Traced] = {}
+
+    def __repr__(self) -> str:
+        """Names the function and the chip."""
+        return f"lpu({self._signature.fun_name}, chip={self.options.chip.name})"
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """Binds methods."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's results in the LPU's arithmetic, bit for bit those of the program."""
+        call = self._signature.flatten(args, kwargs)
+        traced = self._trace(call)
+        return jax.tree.unflatten(traced.out_tree, traced.lower().call_flat(call.leaves))
+
+    def trace(self, *args: Any, **kwargs: Any) -> stages.Traced:
+        """Traces for arrays or jax.ShapeDtypeStructs."""
+        return self._trace(self._signature.flatten(args, kwargs))
+
+    def lower(self, *args: Any, **kwargs: Any) -> stages.Lowered:
+        """Lowers for arrays or jax.ShapeDtypeStructs.
+
+        Raises:
+          UnsupportedPrimitiveError: lists every primitive without a lowering.
+          UnsupportedInputError: an argument that no program can take.
+        """
+        return self.trace(*args, **kwargs).lower()
+
+    def clear_cache(self) -> None:
+        """Forgets all traces."""
+        self._cache.clear()
+
+    def _trace(self, call: FlatCall) -> stages.Traced:
+        keys = aval_keys(call, self._signature)
+        key = (call.in_tree, keys, call.statics, _trace_context())
+        traced = self._cache.get(key)
+        if traced is None:
+            roles = self._signature.roles(call)
+            traced = stages.trace(self.__wrapped__, call, roles, keys, self.options)
+            if traced.is_cacheable:
+                self._cache[key] = traced
+        return traced
+
+
+def _trace_context() -> tuple[Any, ...]:
+    """Settings of JAX that change what a function traces to."""
+    config = jax.config
+    return (
+        config.jax_enable_x64,
+        config.jax_default_matmul_precision,
+        config.jax_numpy_dtype_promotion,
+        config.jax_numpy_rank_promotion,
+    )
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, int | str) else tuple(value)
+
+
+@overload
+def lpu(
+    fun: Callable[..., Any],
+    *,
+    chip: ChipSpec | str = ...,
+    precision: str = ...,
+    resident_argnums: int | Sequence[int] = ...,
+    donate_argnums: int | Sequence[int] = ...,
+    static_argnums: int | Sequence[int] = ...,
+    static_argnames: str | Sequence[str] = ...,
+) -> LpuFunction: ...
+
+
+@overload
+def lpu(
+    fun: None = None,
+    *,
+    chip: ChipSpec | str = ...,
+    precision: str = ...,
+    resident_argnums: int | Sequence[int] = ...,
+    donate_argnums: int | Sequence[int] = ...,
+    static_argnums: int | Sequence[int] = ...,
+    static_argnames: str | Sequence[str] = ...,
+) -> Callable[[Callable[..., Any]], LpuFunction]: ...
+
+
+def lpu(
+    fun: Callable[..., Any] | None = None,
+    *,
+    chip: ChipSpec | str = groqchip1,
+    precision: str = "truepoint",
+    resident_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+) -> LpuFunction | Callable[[Callable[..., Any]], LpuFunction]:
+    """Puts a function on the LPU; works bare (`@lpu`) and with options (`@lpu(chip=...)`).
+
+    Args:
+      fun: a function of pytrees of arrays that JAX can trace.
+      chip: the chip, or its name.
+      precision: "truepoint" multiplies float32 operands through float16 with exact sums; "highest" in float32.
+      resident_argnums: arguments that live in SRAM between calls (weights, and a KV cache if donated as well).
+      donate_argnums: arguments whose memory the results may take over; they cannot be used again.
+      static_argnums, static_argnames: arguments that are constants of the program; they need a hash.
+
+    Returns:
+      An `LpuFunction`. It can be called, jitted, vmapped, scanned and differentiated (with the derivative of `fun`);
+      `lower(...).compile()` gives its program.
+
+    Raises:
+      ValueError: an unknown chip or precision, or argument numbers that `fun` does not have.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
+    options = Options(
+        chip=chip_by_name(chip) if isinstance(chip, str) else chip,
+        precision=precision,
+        resident_argnums=_tuple(resident_argnums),
+        donate_argnums=_tuple(donate_argnums),
+        static_argnums=_tuple(static_argnums),
+        static_argnames=_tuple(static_argnames),
+    )
+    if fun is None:
+        return lambda wrapped: LpuFunction(wrapped, options)
+    if not callable(fun):
+        raise TypeError(f"lpu needs a function, got {fun!r}")
+    return LpuFunction(fun, options)
