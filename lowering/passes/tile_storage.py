@@ -121,19 +121,28 @@ class StorageBuilder:
         if demand.table:
             return (self._table_view(aval, data_format, demand, splat or len(aval.shape) == 1, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
-        interleave = self._spread(count * num_iterations, data_format)
-        padded = -(-count // interleave) * interleave
-        sides = list(Hemisphere) if demand.mirrored else [self.next_hemisphere()]
+        sides = list(Hemisphere) if demand.mirrored else [None]
         views = []
         for side in sides:
-            storage = self.new_storage(padded, data_format, side, interleave=interleave, **fields)
-            views.append(View(aval.shape, splat, self.whole(storage, count)))
+            refs = np.zeros((count, 2), np.int64)
+            chunk, interleave = self._chunk(count, num_iterations, data_format)
+            for start in range(0, count, chunk):
+                size = min(chunk, count - start)
+                home = side if side is not None else self.next_hemisphere()
+                padded = -(-size // interleave) * interleave
+                storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
+                refs[start : start + size] = self.whole(storage, size)
+            views.append(View(aval.shape, splat, refs))
         return tuple(views)
 
-    def _spread(self, num_vectors: int, data_format: DataFormat) -> int:
-        """Slices groups that a plain storage is spread over, so that it does not need a long free range."""
-        widest = self.chip.num_streams_per_load // data_format.num_bytes
-        return min(widest, -(-num_vectors // (self.chip.num_addresses_per_bank // 4)))
+    def _chunk(self, num_vectors: int, num_iterations: int, data_format: DataFormat) -> tuple[int, int]:
+        """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
+        longest = self.chip.num_addresses_per_bank // 16
+        if num_iterations == 1 or num_vectors * num_iterations <= longest:
+            return min(num_vectors, longest), 1
+        interleave = self.chip.num_streams_per_load // data_format.num_bytes
+        per_iteration = max(1, longest * interleave // num_iterations // interleave) * interleave
+        return min(per_iteration, -(-num_vectors // interleave) * interleave), interleave
 
     def _weight_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
         """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set."""

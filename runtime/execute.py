@@ -1,0 +1,232 @@
+"""execute: a graph as vectorised JAX, one array operation per equation, with the bits of the machine.
+
+It is a pure JAX function: it can be jitted, vmapped and scanned over. Every result has a single rounding that does not
+depend on tiling, so working on whole tensors gives the bits that the machine's tiles give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lpu_jax.runtime import numerics, vxm
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import (
+    Aval,
+    Broadcast,
+    Concatenate,
+    Elementwise,
+    Equation,
+    GatherRows,
+    GraphLike,
+    Immediate,
+    LaneReduce,
+    MatMul,
+    Pad,
+    Reshape,
+    Reverse,
+    Scan,
+    ScatterRows,
+    Slice,
+    Transpose,
+)
+from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
+
+Array = Any
+
+
+
+def execute(graph: GraphLike, arguments: Sequence[Array]) -> list[Array]:
+    """Evaluates a graph.
+
+    Args:
+      graph: a verified Graph.
+      arguments: one array per input, of its shape and dtype; int8 inputs named by `prepared_inputs` may be given as
+        `prepare` made them.
+
+    Returns:
+      The results, in the graph's dtypes.
+    """
+    with jax.enable_x64(True):
+        return _run(graph, [jnp.asarray(argument) for argument in arguments])
+
+
+def _run(graph: GraphLike, arguments: Sequence[Array]) -> list[Array]:
+    env: dict[int, Array] = dict(zip(graph.inputs, arguments, strict=True))
+    env.update((value, jnp.asarray(content)) for value, content in graph.constants)
+    for equation in graph.equations:
+        operands = [
+            jnp.asarray(v.value, dtype=v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands
+        ]
+        results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results])
+        env.update(zip(equation.results, results, strict=True))
+    return [env[value] for value in graph.outputs]
+
+
+def _evaluate(equation: Equation, operands: list[Array], avals: list[Aval]) -> list[Array]:
+    if isinstance(equation.op, Scan):
+        return _scan(equation.op, operands)
+    return [_RULES[type(equation.op)](equation.op, operands, avals[0])]
+
+
+# Vector unit ------------------------------------------------------------------------------------------------------
+
+
+def storage_format(dtype: Any) -> DataFormat:
+    """Format in which a graph dtype is stored; bool as 0 or 1 in a byte."""
+    return DataFormat.UINT8 if np.dtype(dtype) == np.bool_ else DataFormat[_FORMAT_NAMES[np.dtype(dtype).name]]
+
+
+_FORMAT_NAMES = {"float32": "FP32", "float16": "FP16", "int32": "INT32", "int16": "INT16", "int8": "INT8"}
+
+
+def _working(x: Array) -> Array:
+    stored = x.astype(np.uint8) if x.dtype == np.bool_ else x
+    return vxm.from_format(jnp, stored, storage_format(x.dtype))
+
+
+def _as(x: Array, dtype: Any) -> Array:
+    """The same 32 bits as float32 or int32."""
+    return x if x.dtype == dtype else numerics.bitcast(jnp, x, dtype)
+
+
+def _stored(working: Array, aval: Aval) -> Array:
+    """A working value in the result dtype: rounded to fp16, or cut to the low bits of narrow integers."""
+    is_float = aval.dtype in ("float32", "float16")
+    working = _as(working, np.float32 if is_float else np.int32)
+    stored = vxm.to_format(jnp, working, storage_format(aval.dtype))
+    return stored.astype(np.bool_) if aval.dtype == "bool" else stored
+
+
+def _elementwise(op: Elementwise, operands: list[Array], aval: Aval) -> Array:
+    dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
+    working = [_as(_working(x), dtype) for x in operands]
+    result = vxm.apply(jnp, op.function, *working)
+    return jnp.broadcast_to(_stored(result, aval), aval.shape)
+
+
+def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
+    x = operands[0]
+    if op.function == "sum":
+        return numerics.exact_sum(jnp, x)[..., None]
+    dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
+    working = _as(_working(x), dtype)
+    while working.shape[-1] > 1:
+        half = working.shape[-1] // 2
+        rest = working[..., 2 * half :]
+        folded = vxm.apply(jnp, op.function, working[..., :half], working[..., half : 2 * half])
+        working = jnp.concatenate([folded, rest], axis=-1)
+    return _stored(working, aval)
+
+
+# Matrix unit ------------------------------------------------------------------------------------------------------
+
+
+def _matmul(op: MatMul, operands: list[Array], aval: Aval) -> Array:
+    lhs, rhs = operands
+    if rhs.dtype == np.float64:
+        return numerics.exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
+    return numerics.exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def _gather(op: GatherRows, operands: list[Array], aval: Aval) -> Array:
+    table, index = operands
+    if index.shape == (1,):
+        return lax.dynamic_index_in_dim(table, index[0], axis=0, keepdims=True)
+    return jnp.take(table, index, axis=0, mode="clip")
+
+
+def _scatter(op: ScatterRows, operands: list[Array], aval: Aval) -> Array:
+    table, rows, index = operands
+    if index.shape == (1,):
+        return lax.dynamic_update_slice_in_dim(table, rows, index[0], axis=0)
+    return table.at[index].set(rows, unique_indices=True, mode="promise_in_bounds")
+
+
+def _pad(op: Pad, operands: list[Array], aval: Aval) -> Array:
+    widths = list(zip(op.low, op.high, strict=True))
+    return jnp.pad(operands[0], widths, constant_values=np.asarray(op.value, operands[0].dtype))
+
+
+_RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
+    Elementwise: _elementwise,
+    LaneReduce: _lane_reduce,
+    MatMul: _matmul,
+    GatherRows: _gather,
+    ScatterRows: _scatter,
+    Reshape: lambda op, operands, aval: operands[0].reshape(aval.shape),
+    Transpose: lambda op, operands, aval: operands[0].transpose(op.permutation),
+    Slice: lambda op, operands, aval: lax.slice(operands[0], op.start, op.limit, op.stride),
+    Broadcast: lambda op, operands, aval: lax.broadcast_in_dim(operands[0], aval.shape, op.dimensions),
+    Concatenate: lambda op, operands, aval: lax.concatenate(operands, op.axis),
+    Pad: _pad,
+    Reverse: lambda op, operands, aval: jnp.flip(operands[0], op.axes),
+}
+
+
+# Loops ------------------------------------------------------------------------------------------------------------
+
+
+def _scan(op: Scan, operands: list[Array]) -> list[Array]:
+    consts, carry = operands[: op.num_consts], operands[op.num_consts :][: op.num_carry]
+    xs = operands[op.num_consts + op.num_carry :]
+    halves = [x.dtype == np.float16 for x in xs]
+    outputs = [op.body.avals[v].dtype == "float16" for v in op.body.outputs[op.num_carry :]]
+
+    def step(state: Sequence[Array], slices: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        slices = [_from_bits(x, half) for x, half in zip(slices, halves, strict=True)]
+        results = _run(op.body, [*consts, *state, *slices])
+        ys = results[op.num_carry :]
+        return results[: op.num_carry], [_to_bits(y, half) for y, half in zip(ys, outputs, strict=True)]
+
+    packed = [_to_bits(x, half) for x, half in zip(xs, halves, strict=True)]
+    final, ys = lax.scan(step, list(carry), packed, length=op.num_iterations, reverse=op.reverse)
+    return [*final, *(_from_bits(y, half) for y, half in zip(ys, outputs, strict=True))]
+
+
+def _to_bits(x: Array, is_half: bool) -> Array:
+    """float16 travels through loops as integers: XLA on CPU would widen the whole stack otherwise."""
+    return lax.bitcast_convert_type(x, np.uint16) if is_half else x
+
+
+def _from_bits(x: Array, is_half: bool) -> Array:
+    return lax.bitcast_convert_type(x, np.float16) if is_half else x
+
+
+# Prepared weights -------------------------------------------------------------------------------------------------
+
+
+def prepared_inputs(graph: GraphLike) -> tuple[int, ...]:
+    """Inputs (int8) that are only multiplied with, directly or in a loop, and may be passed prepared."""
+    return tuple(v for v in graph.inputs if graph.avals[v].dtype == "int8" and _is_weight(graph, v))
+
+
+def _is_weight(graph: GraphLike, value: int) -> bool:
+    if value in graph.outputs:
+        return False
+    uses = [(e, i) for e in graph.equations for i, v in enumerate(e.operands) if v is value or v == value]
+    return bool(uses) and all(_is_weight_use(graph, equation, index) for equation, index in uses)
+
+
+def _is_weight_use(graph: GraphLike, equation: Equation, index: int) -> bool:
+    op = equation.op
+    if isinstance(op, Reshape):
+        return _is_weight(graph, equation.results[0])
+    if isinstance(op, MatMul):
+        batches = graph.avals[equation.results[0]].shape[0]
+        return index == 1 and op.lhs_format is DataFormat.FP16 and batches == 1
+    return isinstance(op, Scan) and index >= op.num_consts + op.num_carry and _is_weight(op.body, op.body.inputs[index])
+
+
+def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Array]:
+    """Prepared forms of the given inputs (by value id), computed once at load."""
+    with jax.enable_x64(True):
+        return {value: jnp.asarray(numerics.prepare_weights(array)) for value, array in values.items()}
