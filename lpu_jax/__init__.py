@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lpu_jax import chips as chips
-    from lpu_jax.call import ArgumentMismatchError as ArgumentMismatchError
-    from lpu_jax.call import DonatedArgumentError as DonatedArgumentError
-    from lpu_jax.call import NonFiniteWeightError as NonFiniteWeightError
+    from lpu_jax.arguments import ArgumentMismatchError as ArgumentMismatchError
+    from lpu_jax.arguments import DonatedArgumentError as DonatedArgumentError
+    from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
     from lpu_jax.lowering.registry import register_lowering as register_lowering
-    from lpu_jax.report import profile as profile
     from lpu_jax.report import Report as Report
+    from lpu_jax.report import profile as profile
     from lpu_jax.runtime.errors import LpuError as LpuError
     from lpu_jax.runtime.errors import ModelFileError as ModelFileError
     from lpu_jax.runtime.errors import ProgramError as ProgramError
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "ArgumentMismatchError": "call",
+    "ArgumentMismatchError": "arguments",
     "Compiled": "stages",
-    "DonatedArgumentError": "call",
+    "DonatedArgumentError": "arguments",
     "Loaded": "stages",
     "Lowered": "stages",
     "LpuError": "runtime.errors",
     "LpuFunction": "transform",
     "ModelFileError": "runtime.errors",
-    "NonFiniteWeightError": "call",
+    "NonFiniteWeightError": "arguments",
     "ProgramError": "runtime.errors",
     "Report": "report",
     "ScheduleError": "runtime.errors",

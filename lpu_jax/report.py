@@ -25,8 +25,9 @@ _MAX_MAP_ROWS = 12
 class Report:
     """The cost of one run of a program on one chip.
 
-    Cycles are those of the program, a fact; seconds are cycles / clock_hz. PCIe is apart: arguments that are not resident
-    go in before the first cycle, results come out after the last, each pcie_latency_seconds + bytes / pcie_bytes_per_second.
+    Cycles are those of the program, a fact; seconds are cycles / clock_hz. PCIe is apart: arguments that are not
+    resident go in before the first cycle, results come out after the last, and each way takes
+    pcie_latency_seconds + bytes / pcie_bytes_per_second.
 
     Invariants:
       cycles >= max(resource_bound_cycles, dependency_bound_cycles) up to the skew; 0 <= utilization[unit] <= 1

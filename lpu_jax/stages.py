@@ -1,7 +1,7 @@
 """The stages of a function, named and shaped as in jax.stages: Traced -> Lowered -> Compiled -> Loaded.
 
 A `Traced` has one meaning that all later stages keep: the values of the LPU's arithmetic, the derivative of the user's
-function. Inputs of its jaxpr are first the large arrays that the function closed over, then the leaves of the arguments.
+function. Inputs of its jaxpr are first the large arrays that the function closed over, then the arguments' leaves.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jax_core
 
-from lpu_jax import call as calls
-from lpu_jax.call import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options
+from lpu_jax import arguments as arguments_of
+from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options
+from lpu_jax.call import GraphCall, lpu_call_p, with_derivative
 from lpu_jax.lowering.ir import Graph, as_text
 from lpu_jax.lowering.lower import lower_jaxpr
 from lpu_jax.lowering.prune import split_resident
 from lpu_jax.runtime.assembly import to_text
-from lpu_jax.runtime.execute import execute
+from lpu_jax.runtime.execute import execute, prepare, prepared_inputs
 from lpu_jax.runtime.ops import Elementwise, GraphLike, LaneReduce, MatMul, Scan
 from lpu_jax.runtime.program import Program
 
@@ -41,7 +43,7 @@ def trace(
     Raises:
       UnsupportedInputError: an argument that no program can take.
     """
-    calls.check_avals(keys, roles)
+    arguments_of.check_avals(keys, roles)
     out_tree = None
 
     def flat_fun(*leaves: Any) -> list[Any]:
@@ -128,6 +130,11 @@ class Traced:
         return [Aval(a.shape, a.dtype, weak_type=bool(a.weak_type)) for a in self.jaxpr.out_avals]
 
     @property
+    def call_avals(self) -> tuple[Any, ...]:
+        """Results of the jaxpr as its own avals, without the devices of the trace."""
+        return tuple(type(a)(a.shape, a.dtype, weak_type=a.weak_type) for a in self.jaxpr.out_avals)
+
+    @property
     def out_info(self) -> Any:
         """Results as a tree of ShapeDtypeStructs."""
         return jax.tree.unflatten(self.out_tree, self.flat_out_avals)
@@ -158,7 +165,7 @@ class Traced:
 
     @functools.cached_property
     def donated(self) -> dict[int, int]:
-        """Output -> input whose place it takes: for every donated input the first free output of its shape and dtype."""
+        """Output -> input whose place it takes: for every donated input the first free output of its aval."""
         pairs: dict[int, int] = {}
         outputs = [(a.shape, a.dtype) for a in self.flat_out_avals]
         for i, (role, key) in enumerate(zip(self.roles, self.keys, strict=True)):
@@ -178,34 +185,6 @@ class Traced:
 
 def _num_bytes(key: AvalKey) -> int:
     return int(np.prod(key[0], dtype=np.int64)) * np.dtype(key[1]).itemsize
-
-
-def _with_derivative(
-    value: Callable[..., list[Any]], reference: Callable[..., list[Any]], out_avals: Sequence[Any]
-) -> Callable[..., list[Any]]:
-    """`value` with the derivative of `reference`, and with its weak types.
-
-    The executor rounds through integers, whose derivative is zero; the straight-through rule replaces it.
-    """
-
-    @jax.custom_jvp
-    def run(*inputs: Any) -> list[Any]:
-        return [_as(x, aval) for x, aval in zip(value(*inputs), out_avals, strict=True)]
-
-    @run.defjvp
-    def run_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        _, derivative = jax.jvp(reference, tuple(primals), tuple(tangents))
-        return run(*primals), derivative
-
-    return run  # type: ignore[no-any-return]
-
-
-def _as(x: Any, aval: Any) -> Any:
-    x = jax.lax.convert_element_type(x, aval.dtype)
-    if not aval.weak_type:
-        return x
-    convert = jax_core.primitives.convert_element_type_p
-    return convert.bind(x, new_dtype=np.dtype(aval.dtype), weak_type=True, sharding=None)
 
 
 def _is_traced(arrays: Sequence[Any]) -> bool:
@@ -274,23 +253,38 @@ class Lowered(_Stage):
         return self._compiled
 
     @functools.cached_property
+    def parts(self) -> tuple[Graph, Graph]:
+        """(resident arguments -> what SRAM keeps of them; the other arguments and that -> results)."""
+        inputs = self.graph.inputs
+        return split_resident(self.graph, frozenset(inputs[i] for i in self.traced.resident_inputs))
+
+    @functools.cached_property
+    def run_prologue(self) -> Callable[..., list[Any]]:
+        """Resident inputs, large closed-over arrays first -> what is kept of them in SRAM."""
+        return jax.jit(lambda *weights: execute(self.parts[0], weights))
+
+    def load(self, *resident: Any) -> Loaded:
+        """Lays out the resident arguments once, in the order of resident_argnums; donated ones are passed per call.
+
+        Raises:
+          ArgumentMismatchError: other structure, shapes or dtypes than those of lowering.
+          NonFiniteWeightError: a weight is NaN or infinite.
+        """
+        return Loaded(self, resident)
+
+    @functools.cached_property
     def _compiled(self) -> Compiled:
         from lpu_jax.lowering.pipeline import compile_graph  # takes longer to import than a plain call to run
 
-        traced = self.traced
-        graph_inputs = self.graph.inputs
-        prologue, main = split_resident(self.graph, frozenset(graph_inputs[i] for i in traced.resident_inputs))
+        traced, main = self.traced, self.parts[1]
         place = {position: i for i, position in enumerate(traced.moving_inputs)}
         donated = {output: place[i] for output, i in traced.donated.items()}
-        return Compiled(self, prologue, main, compile_graph(main, traced.options.chip, donated=donated))
+        return Compiled(self, compile_graph(main, traced.options.chip, donated=donated))
 
     @functools.cached_property
     def _function(self) -> Callable[..., list[Any]]:
-        return _with_derivative(
-            lambda *inputs: execute(self.graph, inputs),
-            jax_core.jaxpr_as_fun(self.traced.jaxpr),
-            self.traced.flat_out_avals,
-        )
+        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name)
+        return with_derivative(call, jax_core.jaxpr_as_fun(self.traced.jaxpr))
 
     @functools.cached_property
     def _jitted(self) -> Callable[..., list[Any]]:
@@ -305,7 +299,7 @@ class Lowered(_Stage):
         inputs = (*self.traced.captured, *leaves)
         if not self.traced.donated or _is_traced(inputs):
             return self._jitted(*inputs)
-        calls.check_not_deleted(leaves, self.traced.roles)
+        arguments_of.check_not_deleted(leaves, self.traced.roles)
         return self._jitted_and_donating(*inputs)
 
 
@@ -331,19 +325,12 @@ class MemoryStats:
 
 
 class Compiled(_Stage):
-    """A function as a `Program`; calling it runs the vectorised executor, `simulate` runs the machine.
+    """A function as a `Program`; calling it runs the vectorised executor, `simulate` runs the machine."""
 
-    Attributes:
-      prologue: resident arguments -> what the program finds in SRAM.
-      main: the graph of the program; inputs are the other arguments, then the results of `prologue`.
-    """
-
-    def __init__(self, lowered: Lowered, prologue: Graph, main: Graph, compiled_graph: CompiledGraph) -> None:
+    def __init__(self, lowered: Lowered, compiled_graph: CompiledGraph) -> None:
         """Keeps the stages before."""
         super().__init__(lowered.traced)
         self.lowered = lowered
-        self.prologue = prologue
-        self.main = main
         self.compiled_graph = compiled_graph
 
     @property
@@ -398,9 +385,9 @@ class Compiled(_Stage):
         leaves, tree = jax.tree.flatten((args, kwargs))
         traced = self.traced
         _check_tree(tree, traced.in_tree, traced.fun_name)
-        keys = [calls.aval_key(leaf) for leaf in leaves]
-        calls.check_same(keys, traced.keys, traced.roles)
-        calls.check_not_deleted(leaves, traced.roles)
+        keys = [arguments_of.aval_key(leaf) for leaf in leaves]
+        arguments_of.check_same(keys, traced.keys, traced.roles)
+        arguments_of.check_not_deleted(leaves, traced.roles)
         return leaves
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -418,29 +405,20 @@ class Compiled(_Stage):
         traced = self.traced
         inputs = [*traced.captured, *self._leaves(args, kwargs)]
         dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
-        prepared = self._prepare(*(inputs[i] for i in traced.resident_inputs))
+        prepared = self.lowered.run_prologue(*(inputs[i] for i in traced.resident_inputs))
         arguments = [np.asarray(inputs[i]).astype(dtypes[i]) for i in traced.moving_inputs]
         outputs, cycles = self.compiled_graph.simulate([*arguments, *map(np.asarray, prepared)])
-        results = [_as(np.asarray(x), aval) for x, aval in zip(outputs, traced.flat_out_avals, strict=True)]
+        results = [jnp.asarray(x, aval.dtype) for x, aval in zip(outputs, traced.flat_out_avals, strict=True)]
         return jax.tree.unflatten(self.out_tree, results), cycles
 
-    @functools.cached_property
-    def _prepare(self) -> Callable[..., list[Any]]:
-        return jax.jit(lambda *weights: execute(self.prologue, weights))
-
     def load(self, *resident: Any) -> Loaded:
-        """Lays out the resident arguments once, in the order of resident_argnums; donated ones are passed per call.
-
-        Raises:
-          ArgumentMismatchError: other structure, shapes or dtypes than those of compilation.
-          NonFiniteWeightError: a weight is NaN or infinite.
-        """
-        return Loaded(self, resident)
+        """As `Lowered.load`."""
+        return self.lowered.load(*resident)
 
 
 def _check_tree(given: Any, expected: Any, fun_name: str) -> None:
     if given != expected:
-        raise calls.ArgumentMismatchError(
+        raise arguments_of.ArgumentMismatchError(
             f"{fun_name} was compiled for arguments of the structure {expected}, got {given}. Compile again for them."
         )
 
@@ -448,30 +426,28 @@ def _check_tree(given: Any, expected: Any, fun_name: str) -> None:
 class Loaded(_Stage):
     """A program with its resident arguments in place; call it with the others."""
 
-    def __init__(self, compiled: Compiled, resident: Sequence[Any]) -> None:
+    def __init__(self, lowered: Lowered, resident: Sequence[Any]) -> None:
         """Checks and lays out the resident arguments."""
-        super().__init__(compiled.traced)
-        self.compiled = compiled
+        super().__init__(lowered.traced)
+        self.lowered = lowered
         traced = self.traced
-        in_args, in_kwargs = traced.in_tree.children()
         slots = jax.tree.unflatten(traced.in_tree, range(len(traced.roles)))
         self._is_loaded = [r.is_resident and not r.is_donated for r in traced.roles]
         loaded_args = [a for a in slots[0] if self._slot_is_loaded(a)] + [
             slots[1][k] for k in sorted(slots[1]) if self._slot_is_loaded(slots[1][k])
         ]
-        del in_args, in_kwargs
         self._check_count(len(resident), len(loaded_args))
         weights, tree = jax.tree.flatten(tuple(resident))
         _check_tree(tree, jax.tree.structure(tuple(loaded_args)), f"the resident part of {traced.fun_name}")
         order = jax.tree.leaves(tuple(loaded_args))
         roles = [traced.roles[i] for i in order]
-        calls.check_same([calls.aval_key(w) for w in weights], [traced.keys[i] for i in order], roles)
-        calls.check_not_deleted(weights, roles)
+        arguments_of.check_same([arguments_of.aval_key(w) for w in weights], [traced.keys[i] for i in order], roles)
+        arguments_of.check_not_deleted(weights, roles)
         if not _is_traced(weights):
-            calls.check_finite([*weights], roles)
-        by_leaf = dict(zip(order, weights, strict=True))
-        self._weights = (*traced.captured, *(by_leaf[i] for i in sorted(order)))
-        self._prepared = tuple(compiled._prepare(*self._weights))
+            arguments_of.check_finite([*weights], roles)
+        self._weight_of = dict(zip(order, weights, strict=True))
+        self._weights = (*traced.captured, *(self._weight_of[i] for i in sorted(order)))
+        self._prepared = () if _is_traced(self._weights) else self._prepare()
         moving_slots = (
             tuple(a for a in slots[0] if not self._slot_is_loaded(a)),
             {k: a for k, a in slots[1].items() if not self._slot_is_loaded(a)},
@@ -480,42 +456,36 @@ class Loaded(_Stage):
         self._moving_roles = [traced.roles[i] for i in self._moving_order]
         self._moving_keys = [traced.keys[i] for i in self._moving_order]
 
+    def _prepare(self) -> tuple[Any, ...]:
+        """What the program finds in SRAM, in the form that the executor multiplies fastest."""
+        main = self.lowered.parts[1]
+        values = main.inputs[len(self.traced.moving_inputs) :]
+        arrays = dict(zip(values, self.lowered.run_prologue(*self._weights), strict=True))
+        chosen = {v: np.asarray(arrays[v]) for v in prepared_inputs(main) if v in arrays}
+        arrays.update(prepare(main, chosen))
+        return tuple(arrays[v] for v in values)
+
     def _slot_is_loaded(self, slot: Any) -> bool:
         leaves = jax.tree.leaves(slot)
         return bool(leaves) and all(self._is_loaded[i] for i in leaves)
 
     def _check_count(self, given: int, expected: int) -> None:
         if given != expected:
-            raise calls.ArgumentMismatchError(
+            raise arguments_of.ArgumentMismatchError(
                 f"{self.traced.fun_name} has {expected} resident arguments to load, got {given}. "
                 "Name them in resident_argnums and pass them in that order, without the donated ones."
             )
 
     @functools.cached_property
-    def _function(self) -> Callable[..., list[Any]]:
-        traced, main = self.traced, self.compiled.main
-        num_moving, num_prepared = len(traced.moving_inputs), len(self._prepared)
-        reference = jax_core.jaxpr_as_fun(traced.jaxpr)
-
-        def value(*inputs: Any) -> list[Any]:
-            return execute(main, inputs[: num_moving + num_prepared])
-
-        def derivative_of(*inputs: Any) -> list[Any]:
-            moving, weights = inputs[:num_moving], inputs[num_moving + num_prepared :]
-            by_position = dict(zip(traced.moving_inputs, moving, strict=True))
-            by_position |= dict(zip(traced.resident_inputs, weights, strict=True))
-            return reference(*(by_position[i] for i in range(len(by_position))))
-
-        return _with_derivative(value, derivative_of, traced.flat_out_avals)
-
-    @functools.cached_property
     def _jitted(self) -> Callable[..., list[Any]]:
-        return jax.jit(self._function)
-
-    @functools.cached_property
-    def _jitted_and_donating(self) -> Callable[..., list[Any]]:
-        place = {position: i for i, position in enumerate(self.traced.moving_inputs)}
-        return jax.jit(self._function, donate_argnums=tuple(sorted(place[i] for i in self.traced.donated.values())))
+        """Inputs: the prepared weights as one tuple, then the other arguments."""
+        traced = self.traced
+        call = GraphCall(self.lowered.parts[1], traced.call_avals, traced.fun_name)
+        place = {position: 1 + i for i, position in enumerate(traced.moving_inputs)}
+        return jax.jit(
+            lambda weights, *moving: lpu_call_p.bind(*moving, *weights, call=call),
+            donate_argnums=tuple(sorted(place[i] for i in traced.donated.values())),
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Results by the vectorised executor; resident arguments that were loaded are left out.
@@ -526,12 +496,21 @@ class Loaded(_Stage):
         """
         leaves, tree = jax.tree.flatten((args, kwargs))
         _check_tree(tree, self._moving_tree, self.traced.fun_name)
-        calls.check_same([calls.aval_key(leaf) for leaf in leaves], self._moving_keys, self._moving_roles)
-        calls.check_not_deleted(leaves, self._moving_roles)
-        inputs = (*leaves, *self._prepared, *self._weights)
-        is_donating = self.traced.donated and not _is_traced(inputs)
-        run = self._jitted_and_donating if is_donating else self._jitted
-        return jax.tree.unflatten(self.out_tree, run(*inputs))
+        arguments_of.check_same([arguments_of.aval_key(leaf) for leaf in leaves], self._moving_keys, self._moving_roles)
+        arguments_of.check_not_deleted(leaves, self._moving_roles)
+        if _is_traced(leaves) or _is_traced(self._weights):
+            by_leaf = {**self._weight_of, **dict(zip(self._moving_order, leaves, strict=True))}
+            results = self.lowered.call_flat([by_leaf[i] for i in range(len(by_leaf))])
+        else:
+            typed = [_typed(leaf, key) for leaf, key in zip(leaves, self._moving_keys, strict=True)]
+            with jax.enable_x64(True):  # prepared weights may be float64
+                results = self._jitted(self._prepared, *typed)
+        return jax.tree.unflatten(self.out_tree, results)
+
+
+def _typed(leaf: Any, key: AvalKey) -> Any:
+    """A Python number as an array, before 64-bit types are allowed."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, key[1])
 
 
 def _work(graph: GraphLike) -> tuple[int, int]:

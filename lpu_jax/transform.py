@@ -10,7 +10,7 @@ from typing import Any, overload
 import jax
 
 from lpu_jax import stages
-from lpu_jax.call import CallSignature, FlatCall, Options, aval_keys
+from lpu_jax.arguments import CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.lowering.lower import PRECISIONS
 
