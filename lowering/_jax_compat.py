@@ -1,0 +1,83 @@
+"""Everything of JAX that is private or moves between JAX 0.10 and 0.12: one place to look when a release breaks us."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jax_core
+from jax.extend import source_info_util
+
+Jaxpr = jax_core.Jaxpr
+Literal = jax_core.Literal
+Primitive = jax_core.Primitive
+
+
+def enable_x64() -> Any:
+    """Context in which traced code may use 64-bit types."""
+    return jax.enable_x64(True)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(jaxpr, consts) of a ClosedJaxpr, of an open Jaxpr, or of the one class they are from JAX 0.11 on."""
+    if not hasattr(jaxpr, "consts"):
+        return jaxpr, ()
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(jaxpr.consts)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a literal."""
+    return isinstance(atom, Literal)
+
+
+def is_extended_dtype(dtype: Any) -> bool:
+    """Whether a dtype is one of JAX's own (typed random keys)."""
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.extended))
+
+
+def source_line(eqn: Any) -> str:
+    """The user's file, line and function, e.g. `model.py:61 (block)`; empty if unknown."""
+    text = str(source_info_util.summarize(eqn.source_info))
+    location, _, function = text.partition(" ")
+    if ":" not in location:
+        return ""
+    location = os.path.basename(location)
+    file, line = location.split(":")[:2]
+    return f"{file}:{line} {function}".rstrip()
+
+
+def name_stack(eqn: Any) -> str:
+    """Named scopes of an equation, e.g. `Model/block_0/norm`."""
+    return str(eqn.source_info.name_stack)
+
+
+def scan_counts(params: Mapping[str, Any], num_operands: int) -> tuple[int, int]:
+    """(number of constants, number of carried values) of a scan with this many operands."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].update(range(num_operands)).unpack()
+    return len(list(consts)), len(list(carry))
+
+
+def argument_name(jaxpr: Any, index: int) -> str:
+    """The user's name of an argument, e.g. `params['w']`."""
+    info = getattr(jaxpr, "debug_info", None)
+    names = getattr(info, "arg_names", None) or ()
+    if len(names) == len(jaxpr.invars) and names[index]:
+        return str(names[index])
+    return f"argument {index}"
+
+
+def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The results of one equation on concrete operands, computed now even inside another trace."""
+    with jax.ensure_compile_time_eval():
+        arrays = [jax.numpy.asarray(x) if isinstance(x, np.ndarray | np.generic) else x for x in operands]
+        params = eqn.primitive.get_bind_params(eqn.params)
+        if isinstance(params, tuple):  # before JAX 0.9.2: (subfunctions, params)
+            subfunctions, params = params
+            arrays = [*subfunctions, *arrays]
+        results = eqn.primitive.bind(*arrays, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]

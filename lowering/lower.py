@@ -1,0 +1,217 @@
+"""jaxpr -> Graph: reads the trace equation by equation and applies the rule of each primitive.
+
+In: a ClosedJaxpr. Out: a verified `Graph` without calls, whose constant expressions are constants and in which every
+equation is needed. `split_resident` then takes apart what depends on resident arguments only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering import _jax_compat as compat
+from lpu_jax.lowering.analysis.range import RangeAnalysis
+from lpu_jax.lowering.emit import DTYPES, MAX_FOLDED_ELEMENTS, Emitter, as_operand
+from lpu_jax.lowering.ir import Graph, GraphBuilder
+from lpu_jax.lowering.missing import is_foldable_size, live_equations, raise_if_missing
+from lpu_jax.lowering.prune import remove_dead_equations
+from lpu_jax.lowering.registry import RuleContext, Value, find_rule
+from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveError
+from lpu_jax.runtime.ops import Aval, Immediate
+
+for _family in ("control", "elementwise", "indexing", "matmul", "moves", "reductions"):
+    importlib.import_module(f"lpu_jax.lowering.rules.{_family}")
+
+PRECISIONS = ("truepoint", "highest")
+_WAY_OUT = {
+    "float64": "Pass float32, or leave jax_enable_x64 off.",
+    "int64": "Pass int32, or leave jax_enable_x64 off.",
+    "uint64": "Pass int32.",
+    "uint32": "Pass int32 (the LPU has no unsigned 32-bit words).",
+    "bfloat16": "Pass float32 or float16; narrow formats are a property of the storage, not of the argument, so far.",
+    "complex64": "Pass real and imaginary parts as two float32 arrays.",
+    "complex128": "Pass real and imaginary parts as two float32 arrays.",
+}
+
+
+def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint") -> Graph:
+    """Lowers a traced function.
+
+    Args:
+      closed_jaxpr: result of jax.make_jaxpr; its constants must be concrete.
+      precision: "truepoint" sends float32 operands of matrix products through float16 with exact power-of-two scales;
+        "highest" multiplies in float32. The product's own precision HIGHEST has the same effect.
+
+    Returns:
+      The graph; its inputs are those of the jaxpr in order.
+
+    Raises:
+      UnsupportedInputError: an argument has a dtype that the LPU does not have.
+      UnsupportedPrimitiveError: lists all primitives without a rule.
+      ValueError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
+    jaxpr, consts = compat.open_jaxpr(closed_jaxpr)
+    avals = [_input_aval(jaxpr, i) for i in range(len(jaxpr.invars))]
+    raise_if_missing(closed_jaxpr)
+    emitter = _new_emitter()
+    interpreter = _Interpreter(precision)
+    arguments = [_input(emitter, aval) for aval in avals]
+    results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
+    outputs = [_output(emitter, r, v.aval) for r, v in zip(results, jaxpr.outvars, strict=True)]
+    return remove_dead_equations(emitter.builder.build(tuple(outputs)))
+
+
+def _new_emitter() -> Emitter:
+    return Emitter(GraphBuilder(), RangeAnalysis(), {})
+
+
+def _input(emitter: Emitter, aval: Aval) -> int:
+    value = emitter.builder.input(aval)
+    emitter.ranges.set_by_dtype(value, aval)
+    return value
+
+
+def _output(emitter: Emitter, value: Value, aval: Any) -> int:
+    return emitter.value(to_operand(emitter, value), Aval(tuple(aval.shape), str(aval.dtype)))
+
+
+def _input_aval(jaxpr: Any, index: int) -> Aval:
+    aval = jaxpr.invars[index].aval
+    dtype, name = str(aval.dtype), compat.argument_name(jaxpr, index)
+    if dtype not in DTYPES:
+        way_out = _WAY_OUT.get(dtype, f"Convert it to one of {', '.join(DTYPES)}.")
+        raise UnsupportedInputError(f"{name} has dtype {dtype}{list(aval.shape)}, which the LPU does not have. {way_out}")
+    if not all(isinstance(n, int) for n in aval.shape):
+        raise UnsupportedInputError(f"{name} has the dynamic shape {aval.shape}; the LPU needs sizes known at compile time.")
+    return Aval(tuple(aval.shape), dtype)
+
+
+def to_operand(emitter: Emitter, value: Value) -> int | Immediate:
+    """The operand of a value of the interpreter."""
+    if isinstance(value, int):
+        return value
+    if not isinstance(value, np.ndarray) or str(value.dtype) not in DTYPES:
+        raise UnsupportedInputError(
+            f"a constant has dtype {value.dtype}{list(value.shape)}, which the LPU does not have. "
+            f"Convert it to one of {', '.join(DTYPES)}."
+        )
+    return as_operand(emitter, value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Interpreter:
+    """The read/write/env loop."""
+
+    precision: str
+
+    def run(
+        self, emitter: Emitter, depth: int, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]
+    ) -> list[Value]:
+        """Values of the results of a jaxpr."""
+        env: dict[Any, Value] = {}
+
+        def read(atom: Any) -> Value:
+            return _known(atom.val, atom.aval) if compat.is_literal(atom) else env[atom]
+
+        for variable, const in zip(jaxpr.constvars, consts, strict=True):
+            env[variable] = _known(const, variable.aval)
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+        for eqn in live_equations(jaxpr):
+            results = self._equation(emitter, depth, eqn, [read(atom) for atom in eqn.invars])
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, emitter: Emitter, depth: int, eqn: Any, values: list[Value]) -> list[Value]:
+        registration = find_rule(eqn.primitive.name)
+        is_higher_order = registration is not None and registration.is_higher_order
+        if not is_higher_order and (folded := _fold(eqn, values)) is not None:
+            return folded
+        ctx = self._context(emitter, depth, eqn)
+        if registration is None:
+            raise ctx.unsupported("it depends on constants that could not be evaluated")
+        ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
+        if is_higher_order:
+            return list(registration.rule(ctx, *values, **eqn.params))
+        _check_results(ctx)
+        operands = [to_operand(emitter, value) for value in values]
+        results = registration.rule(ctx, *operands, **eqn.params)
+        return [_to_value(r, aval) for r, aval in zip(results, ctx.avals_out, strict=True)]
+
+    def _context(self, emitter: Emitter, depth: int, eqn: Any) -> RuleContext:
+        return RuleContext(
+            builder=emitter.builder,
+            ranges=emitter.ranges,
+            memo=emitter.memo,
+            primitive=eqn.primitive.name,
+            avals_in=tuple(_aval(v) for v in eqn.invars),
+            avals_out=tuple(_aval(v) for v in eqn.outvars),
+            precision=self.precision,
+            source=compat.source_line(eqn),
+            name=compat.name_stack(eqn),
+            depth=depth,
+            interpreter=self,
+        )
+
+    def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
+        """Appends the equations of a jaxpr to the graph of the rule."""
+        inner, consts = compat.open_jaxpr(jaxpr)
+        return self.run(ctx, ctx.depth, inner, consts, values)
+
+    def body(self, ctx: RuleContext, jaxpr: Any, known: Sequence[Value | None]) -> Graph:
+        """A loop body as a graph of its own; operands whose content is known are not arguments of it."""
+        inner, consts = compat.open_jaxpr(jaxpr)
+        emitter = _new_emitter()
+        arguments = [
+            _input(emitter, _aval(v)) if value is None else value for v, value in zip(inner.invars, known, strict=True)
+        ]
+        results = self.run(emitter, ctx.depth + 1, inner, consts, arguments)
+        outputs = [_output(emitter, r, v.aval) for r, v in zip(results, inner.outvars, strict=True)]
+        return remove_dead_equations(emitter.builder.build(tuple(outputs)))
+
+
+def _aval(atom: Any) -> Aval:
+    return Aval(tuple(getattr(atom.aval, "shape", ())), str(getattr(atom.aval, "dtype", "token")))
+
+
+def _known(content: Any, aval: Any) -> Value:
+    if compat.is_extended_dtype(aval.dtype):
+        return content
+    return np.asarray(content, dtype=aval.dtype)
+
+
+def _to_value(result: Any, aval: Aval) -> Value:
+    if not isinstance(result, Immediate):
+        return int(result)
+    return np.broadcast_to(np.array(result.value).astype(aval.dtype), aval.shape)
+
+
+def _check_results(ctx: RuleContext) -> None:
+    for aval in ctx.avals_out:
+        if aval.dtype not in DTYPES:
+            raise UnsupportedInputError(
+                f"{ctx.primitive} at {ctx.source or 'an unknown line'} makes {aval.dtype}{list(aval.shape)}, which the LPU "
+                f"does not have. {_WAY_OUT.get(aval.dtype, '')} Graph dtypes are {', '.join(DTYPES)}."
+            )
+
+
+def _fold(eqn: Any, values: list[Value]) -> list[Value] | None:
+    """Results of an equation whose operands are known and small, None if it must run on the LPU."""
+    if any(isinstance(value, int) for value in values) or eqn.effects:
+        return None
+    if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1 and values[0].size == 1:
+        return [np.broadcast_to(values[0].reshape(()), eqn.params["shape"])]
+    sizes = [math.prod(value.shape) for value in values]
+    if not is_foldable_size(eqn) or max(sizes, default=0) > MAX_FOLDED_ELEMENTS:
+        return None
+    try:
+        results = compat.evaluate(eqn, values)
+    except (NotImplementedError, UnsupportedPrimitiveError):
+        return None
+    return [_known(r, v.aval) for r, v in zip(results, eqn.outvars, strict=True)]

@@ -1,0 +1,138 @@
+"""Lowering rules, keyed by the name of the primitive.
+
+    @register_lowering("my_primitive")
+    def _my_primitive(ctx: RuleContext, x: Operand, *, factor: float) -> Sequence[Operand]:
+        return [ctx.elementwise("mul", x, ctx.immediate(factor))]
+
+Operands come by position, parameters by keyword and all named: a parameter that JAX adds later is an error, never
+ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from lpu_jax.lowering.emit import Emitter, Operand, immediate
+from lpu_jax.lowering.ir import Graph
+from lpu_jax.runtime.errors import UnsupportedPrimitiveError
+from lpu_jax.runtime.ops import Aval, Immediate
+
+Rule = Callable[..., Sequence[Any]]
+Value = Any
+"""What the interpreter holds for a variable: a value id, or a NumPy array if the content is known."""
+
+
+class Interpreter(Protocol):
+    """How a rule of a higher-order primitive lowers the jaxprs in its parameters."""
+
+    def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
+        """Appends the equations of a jaxpr to the graph of the rule."""
+
+    def body(self, ctx: RuleContext, jaxpr: Any, known: Sequence[Value | None]) -> Graph:
+        """A graph of its own; operands whose content is known are not arguments of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RuleContext(Emitter):
+    """What a rule knows of its equation, and the means to build its lowering.
+
+    avals_in, avals_out: shapes and dtypes; precision: "truepoint" or "highest"; source: the user's line; depth: number
+    of enclosing loops.
+    """
+
+    primitive: str
+    avals_in: tuple[Aval, ...]
+    avals_out: tuple[Aval, ...]
+    precision: str
+    source: str
+    name: str
+    depth: int
+    interpreter: Interpreter
+
+    def immediate(self, value: float | int, dtype: str = "float32") -> Immediate:
+        """A constant of one value."""
+        return immediate(value, dtype)
+
+    def values(self, operands: Sequence[Operand]) -> list[int]:
+        """Ids of all operands of the equation, constants included."""
+        return [self.value(x, aval) for x, aval in zip(operands, self.avals_in, strict=True)]
+
+    def unsupported(self, reason: str) -> UnsupportedPrimitiveError:
+        """The error for an equation that has a rule but not for these parameters or shapes."""
+        operands = ", ".join(str(aval) for aval in self.avals_in)
+        where = f" at {self.source}" if self.source else ""
+        return UnsupportedPrimitiveError(
+            f"no LPU lowering for '{self.primitive}' ({operands}){where}: {reason}. "
+            f"Rewrite that line, register a rule with lpu_jax.register_lowering({self.primitive!r}, override=True), "
+            "or run that part outside lpu()."
+        )
+
+    def require(self, **parameters: tuple[Any, Sequence[Any]]) -> None:
+        """Refuses parameter values without an implementation; name=(value, allowed values)."""
+        for parameter, (given, allowed) in parameters.items():
+            if not any(given is x or given == x for x in allowed):
+                raise self.unsupported(f"{parameter}={given!r} is not implemented, only {list(allowed)}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registration:
+    """A rule; a higher-order rule gets the interpreter's values instead of operands."""
+
+    rule: Rule
+    is_higher_order: bool = False
+
+
+_RULES: dict[str, Registration] = {}
+
+
+def primitive_name(primitive: Any) -> str:
+    """Name of a primitive object or the name itself."""
+    return primitive if isinstance(primitive, str) else str(primitive.name)
+
+
+def register_lowering(
+    primitive: Any, *, override: bool = False, higher_order: bool = False
+) -> Callable[[Rule], Rule]:
+    """Decorator that registers a lowering rule.
+
+    Args:
+      primitive: a JAX primitive or its name.
+      override: replace the rule that is there.
+      higher_order: the rule takes the interpreter's values and lowers jaxprs in its parameters.
+
+    Raises:
+      ValueError: the primitive has a rule and `override` is False.
+    """
+    name = primitive_name(primitive)
+
+    def register(rule: Rule) -> Rule:
+        if name in _RULES and not override:
+            raise ValueError(f"primitive {name!r} has a lowering rule already; pass override=True to replace it")
+        _RULES[name] = Registration(rule, higher_order)
+        return rule
+
+    return register
+
+
+def find_rule(name: str) -> Registration | None:
+    """The rule of a primitive, None if there is none."""
+    return _RULES.get(name)
+
+
+def unregister_lowering(primitive: Any) -> None:
+    """Removes a rule; for tests of user rules."""
+    _RULES.pop(primitive_name(primitive), None)
+
+
+def supported_primitives() -> tuple[str, ...]:
+    """Names of all primitives with a rule, sorted."""
+    return tuple(sorted(_RULES))
+
+
+def known_scalar(value: Value) -> Any:
+    """Content of a known scalar, None for other values."""
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else None

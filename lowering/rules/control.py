@@ -1,0 +1,113 @@
+"""Rules of primitives that hold jaxprs: calls are inlined, a scan is a loop with a body, a scan in a scan is unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering import _jax_compat as compat
+from lpu_jax.lowering.emit import as_operand
+from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
+from lpu_jax.runtime.ops import Aval, Immediate, Scan
+
+MAX_UNROLLED_ITERATIONS = 64
+_MAX_EMBEDDED_ELEMENTS = 65_536
+"""Known constants of a loop up to this size go into its body."""
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+"""primitive: parameter that holds the jaxpr"""
+
+
+def _call(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
+    """The other parameters say how to differentiate, partition or compile the call, not what it computes."""
+    return ctx.interpreter.inline(ctx, params[_CALLS[ctx.primitive]], values)
+
+
+for _name in _CALLS:
+    register_lowering(_name, higher_order=True)(_call)
+
+
+def _as_id(ctx: RuleContext, value: Value, aval: Aval) -> int:
+    return value if isinstance(value, int) else ctx.value(as_operand(ctx, value), aval)
+
+
+@register_lowering("scan", higher_order=True)
+def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
+    """`unroll`, `_split_transpose` and the like are hints."""
+    length, reverse = int(params["length"]), bool(params["reverse"])
+    num_consts, num_carry = compat.scan_counts(params, len(values))
+    if ctx.depth > 0 or length <= 1:
+        if length > MAX_UNROLLED_ITERATIONS:
+            raise ctx.unsupported(
+                f"a scan of {length} iterations inside a scan; inner scans are unrolled up to {MAX_UNROLLED_ITERATIONS}"
+            )
+        return _unrolled(ctx, values, params["jaxpr"], length, reverse, num_consts, num_carry)
+    known = [v if i < num_consts and _is_embedded(v) else None for i, v in enumerate(values)]
+    body = ctx.interpreter.body(ctx, params["jaxpr"], known)
+    kept = [i for i, v in enumerate(known) if v is None]
+    operands = [_as_id(ctx, values[i], ctx.avals_in[i]) for i in kept]
+    op = Scan(
+        body=body,
+        num_iterations=length,
+        num_consts=sum(i < num_consts for i in kept),
+        num_carry=num_carry,
+        reverse=reverse,
+    )
+    ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
+    results = ctx.builder.add(op, tuple(operands), *ctx.avals_out)
+    for result, aval in zip(results, ctx.avals_out, strict=True):
+        ctx.ranges.set_by_dtype(result, aval)
+    return results
+
+
+def _is_embedded(value: Value) -> bool:
+    return not isinstance(value, int) and (value.size <= _MAX_EMBEDDED_ELEMENTS or not any(value.strides))
+
+
+def _unrolled(
+    ctx: RuleContext,
+    values: Sequence[Value],
+    jaxpr: Any,
+    length: int,
+    reverse: bool,
+    num_consts: int,
+    num_carry: int,
+) -> list[Value]:
+    """The iterations one after the other."""
+    consts, carry = list(values[:num_consts]), list(values[num_consts : num_consts + num_carry])
+    xs, xs_avals = values[num_consts + num_carry :], ctx.avals_in[num_consts + num_carry :]
+    rows: list[list[Value]] = [[] for _ in range(length)]
+    for i in range(length)[::-1] if reverse else range(length):
+        slices = [_row(ctx, x, aval, i) for x, aval in zip(xs, xs_avals, strict=True)]
+        results = ctx.interpreter.inline(ctx, jaxpr, [*consts, *carry, *slices])
+        carry, rows[i] = results[:num_carry], results[num_carry:]
+    stacked = []
+    for k, aval in enumerate(ctx.avals_out[num_carry:]):
+        row_shape = (1, *aval.shape[1:])
+        ids = [_as_id(ctx, row[k], Aval(aval.shape[1:], aval.dtype)) for row in rows]
+        if not ids:
+            stacked.append(np.zeros(aval.shape, aval.dtype))
+            continue
+        stacked.append(ctx.concatenate([ctx.reshape(x, row_shape) for x in ids], 0))  # type: ignore[misc]
+    return [*carry, *stacked]
+
+
+def _row(ctx: RuleContext, x: Value, aval: Aval, index: int) -> Value:
+    if not isinstance(x, int):
+        return x[index]
+    row = ctx.reshape(ctx.slice_axis(x, 0, index, index + 1), aval.shape[1:])
+    assert not isinstance(row, Immediate)
+    return row

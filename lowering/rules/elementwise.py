@@ -1,0 +1,247 @@
+"""Rules of primitives that act element by element: VXM functions and short chains of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
+from lpu_jax.lowering.registry import RuleContext, register_lowering
+
+_BINARY = {
+    "add": ("add", "iadd"),
+    "add_any": ("add", "iadd"),
+    "sub": ("sub", "isub"),
+    "max": ("max", "imax"),
+    "min": ("min", "imin"),
+    "pow": ("pow", None),
+    "rem": ("rem", "irem"),
+}
+"""primitive: (float32 function, int32 function)"""
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNARY = {
+    "neg": ("neg", "ineg"),
+    "abs": ("abs", "iabs"),
+    "sign": ("sign", "isign"),
+    "floor": ("floor", None),
+    "ceil": ("ceil", None),
+    "erf": ("erf", None),
+}
+_UNARY_WITH_ACCURACY = ("exp", "log", "tanh", "rsqrt", "sqrt", "sin", "cos", "log1p", "expm1")
+_LOGIC = ("and", "or", "xor")
+_SHIFTS = ("shift_left", "shift_right_arithmetic", "shift_right_logical")
+
+
+def _function_for(ctx: RuleContext, functions: tuple[str | None, str | None], dtype: str) -> str:
+    """The function of a dtype; bool counts as int32, int8 arithmetic is not there (it would have to wrap at 8 bits)."""
+    function = functions[0] if dtype in FLOATS else functions[1]
+    if function is None or dtype == "int8":
+        raise ctx.unsupported(f"no VXM function for {dtype}; convert to float32 or int32 first")
+    return function
+
+
+def _binary(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
+    dtype = ctx.avals_out[0].dtype
+    function = _function_for(ctx, _BINARY[ctx.primitive], dtype)
+    return [ctx.elementwise(function, x, y, dtype=dtype)]
+
+
+def _unary(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    dtype = ctx.avals_out[0].dtype
+    return [ctx.elementwise(_function_for(ctx, _UNARY[ctx.primitive], dtype), x, dtype=dtype)]
+
+
+def _unary_with_accuracy(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
+    ctx.require(accuracy=(accuracy, [None]))
+    return [ctx.elementwise(ctx.primitive, x, dtype=ctx.avals_out[0].dtype)]
+
+
+def _comparison(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
+    prefix = "" if ctx.avals_in[0].dtype in FLOATS else "i"
+    return [ctx.elementwise(prefix + ctx.primitive, x, y)]
+
+
+def _logic(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
+    return [ctx.elementwise(ctx.primitive, x, y, dtype=ctx.avals_out[0].dtype)]
+
+
+def _shift(ctx: RuleContext, x: Operand, amount: Operand) -> Sequence[Operand]:
+    if ctx.avals_in[0].dtype != "int32":
+        raise ctx.unsupported(f"shifts work on int32, not {ctx.avals_in[0].dtype}")
+    return [ctx.elementwise(ctx.primitive, x, amount)]
+
+
+for _names, _rule in (
+    (_BINARY, _binary),
+    (_UNARY, _unary),
+    (_UNARY_WITH_ACCURACY, _unary_with_accuracy),
+    (_COMPARISONS, _comparison),
+    (_LOGIC, _logic),
+    (_SHIFTS, _shift),
+):
+    for _name in _names:
+        register_lowering(_name)(_rule)
+
+
+@register_lowering("mul")
+def _mul(ctx: RuleContext, x: Operand, y: Operand, *, out_dtype: Any = None) -> Sequence[Operand]:
+    ctx.require(out_dtype=(out_dtype, [None, np.dtype(ctx.avals_in[0].dtype)]))
+    dtype = ctx.avals_out[0].dtype
+    return [ctx.elementwise(_function_for(ctx, ("mul", "imul"), dtype), x, y, dtype=dtype)]
+
+
+@register_lowering("div")
+def _div(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
+    dtype = ctx.avals_out[0].dtype
+    return [ctx.elementwise(_function_for(ctx, ("div", "idiv"), dtype), x, y, dtype=dtype)]
+
+
+@register_lowering("not")
+def _not(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    if ctx.avals_in[0].dtype == "bool":
+        return [ctx.elementwise("xor", x, ctx.immediate(1, "int32"), dtype="bool")]
+    return [ctx.elementwise("not", x, dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("is_finite")
+def _is_finite(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    return [ctx.elementwise("is_finite", x)]
+
+
+@register_lowering("square")
+def _square(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    dtype = ctx.avals_out[0].dtype
+    return [ctx.elementwise(_function_for(ctx, ("mul", "imul"), dtype), x, x, dtype=dtype)]
+
+
+@register_lowering("integer_pow")
+def _integer_pow(ctx: RuleContext, x: Operand, *, y: int) -> Sequence[Operand]:
+    """x^y by repeated squaring; 1 / x^|y| for y < 0."""
+    dtype = ctx.avals_out[0].dtype
+    if y < 0 and dtype not in FLOATS:
+        raise ctx.unsupported(f"y={y} of an integer")
+    multiply, one = _function_for(ctx, ("mul", "imul"), dtype), ctx.immediate(1, "float32" if dtype in FLOATS else dtype)
+    working = "float32" if dtype in FLOATS else dtype
+    result, power, exponent = None, x, abs(y)
+    while exponent:
+        if exponent & 1:
+            result = power if result is None else ctx.elementwise(multiply, result, power, dtype=working)
+        exponent >>= 1
+        power = ctx.elementwise(multiply, power, power, dtype=working) if exponent else power
+    if result is None:
+        return [one]
+    if y < 0:
+        return [ctx.elementwise("div", one, result, dtype=dtype)]
+    return [ctx.elementwise("identity", result, dtype=dtype) if dtype != working else result]
+
+
+@register_lowering("logistic")
+def _logistic(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
+    """1 / (1 + exp(-x))"""
+    ctx.require(accuracy=(accuracy, [None]))
+    one = ctx.immediate(1.0)
+    denominator = ctx.elementwise("add", ctx.elementwise("exp", ctx.elementwise("neg", x)), one)
+    return [ctx.elementwise("div", one, denominator, dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("erfc")
+def _erfc(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    """1 - erf(x): absolute error 2^-24, so values far in the tail lose relative accuracy."""
+    return [ctx.elementwise("sub", ctx.immediate(1.0), ctx.elementwise("erf", x), dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("exp2")
+def _exp2(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
+    ctx.require(accuracy=(accuracy, [None]))
+    return [ctx.elementwise("pow", ctx.immediate(2.0), x, dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("round")
+def _round(ctx: RuleContext, x: Operand, *, rounding_method: Any) -> Sequence[Operand]:
+    """To nearest even in one function; away from zero as sign(x) * (floor|x| + (|x| - floor|x| >= 1/2))."""
+    dtype = ctx.avals_out[0].dtype
+    if int(rounding_method) == 1:
+        return [ctx.elementwise("round", x, dtype=dtype)]
+    ctx.require(rounding_method=(int(rounding_method), [0, 1]))
+    magnitude = ctx.elementwise("abs", x)
+    whole = ctx.elementwise("floor", magnitude)
+    is_half = ctx.elementwise("ge", ctx.elementwise("sub", magnitude, whole), ctx.immediate(0.5))
+    rounded = ctx.elementwise("add", whole, ctx.elementwise("mask", ctx.immediate(1.0), is_half, dtype="float32"))
+    return [ctx.elementwise("mul", ctx.elementwise("sign", x), rounded, dtype=dtype)]
+
+
+@register_lowering("select_n")
+def _select_n(ctx: RuleContext, which: Operand, *cases: Operand) -> Sequence[Operand]:
+    """Two cases by mask and mask_bar; an int32 selector takes one comparison per further case."""
+    dtype, shape = ctx.avals_out[0].dtype, ctx.avals_out[0].shape
+    which = ctx.broadcast_to(which, shape)
+    if ctx.avals_in[0].dtype == "bool":
+        result = ctx.select(which, cases[-1], cases[0], dtype)
+        return [result]
+    result = cases[0]
+    for index, case in enumerate(cases[1:], start=1):
+        reached = ctx.elementwise("ige", which, ctx.immediate(index, "int32"))
+        result = ctx.select(reached, case, result, dtype)
+    return [result]
+
+
+@register_lowering("clamp")
+def _clamp(ctx: RuleContext, low: Operand, x: Operand, high: Operand) -> Sequence[Operand]:
+    dtype = ctx.avals_out[0].dtype
+    maximum = _function_for(ctx, ("max", "imax"), dtype)
+    minimum = _function_for(ctx, ("min", "imin"), dtype)
+    return [ctx.elementwise(minimum, ctx.elementwise(maximum, x, low, dtype=dtype), high, dtype=dtype)]
+
+
+def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | None:
+    """x of dtype `source` as dtype `target`; None if the LPU does not convert between them."""
+    if source == target:
+        return x
+    if target == "bool":
+        zero = ctx.elementwise("ne", x, _ZERO_FLOAT) if source in FLOATS else ctx.elementwise("ine", x, _ZERO_INT)
+        return zero
+    if target in FLOATS:
+        function = "identity" if source in FLOATS else "to_float"
+        function = "to_fp16" if target == "float16" and source == "float32" else function
+        return ctx.elementwise(function, x, dtype=target)
+    if target == "int32":
+        return ctx.elementwise("to_int" if source in FLOATS else "identity", x, dtype="int32")
+    if target == "int8" and source in ("int32", "bool"):
+        return ctx.elementwise("identity", x, dtype="int8")
+    return None
+
+
+_ZERO_FLOAT = RuleContext.immediate(None, 0.0)  # type: ignore[arg-type]
+_ZERO_INT = RuleContext.immediate(None, 0, "int32")  # type: ignore[arg-type]
+
+
+@register_lowering("convert_element_type")
+def _convert_element_type(
+    ctx: RuleContext, x: Operand, *, new_dtype: Any, weak_type: bool = False, sharding: Any = None
+) -> Sequence[Operand]:
+    """weak_type concerns later type promotion only, which JAX has done already."""
+    del weak_type
+    ctx.require(sharding=(sharding, [None]))
+    result = convert(ctx, x, ctx.avals_in[0].dtype, str(np.dtype(new_dtype)))
+    if result is None:
+        raise ctx.unsupported(f"conversion to {np.dtype(new_dtype)}")
+    return [result]
+
+
+@register_lowering("reduce_precision")
+def _reduce_precision(ctx: RuleContext, x: Operand, *, exponent_bits: int, mantissa_bits: int) -> Sequence[Operand]:
+    if (exponent_bits, mantissa_bits) == (8, 23) or ctx.avals_in[0].dtype == "float16":
+        ctx.require(mantissa_bits=(mantissa_bits, [10, 23]))
+        return [x]
+    ctx.require(exponent_bits=(exponent_bits, [5]), mantissa_bits=(mantissa_bits, [10]))
+    return [ctx.elementwise("to_fp16", x)]
+
+
+@register_lowering("bitcast_convert_type")
+def _bitcast_convert_type(ctx: RuleContext, x: Operand, *, new_dtype: Any) -> Sequence[Operand]:
+    pair = {ctx.avals_in[0].dtype, str(np.dtype(new_dtype))}
+    if not pair <= {"float32", "int32"}:
+        raise ctx.unsupported(f"bits of {ctx.avals_in[0].dtype} as {np.dtype(new_dtype)}")
+    return [ctx.elementwise("or", x, ctx.immediate(0, "int32"), dtype=str(np.dtype(new_dtype)))]

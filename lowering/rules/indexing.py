@@ -1,0 +1,217 @@
+"""Rules of primitives that index at run time: rows are gathered and scattered by address maps of the MEM slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering.emit import FLOATS, Operand
+from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.runtime.ops import Immediate
+
+
+def _clamped(ctx: RuleContext, index: Operand, largest: int) -> Operand:
+    """index clamped to 0 .. largest"""
+    if largest == 0:
+        return ctx.immediate(0, "int32")
+    index = ctx.elementwise("imax", index, ctx.immediate(0, "int32"))
+    return ctx.elementwise("imin", index, ctx.immediate(largest, "int32"))
+
+
+def _check_index_dtype(ctx: RuleContext, dtypes: Sequence[str]) -> None:
+    if any(dtype != "int32" for dtype in dtypes):
+        raise ctx.unsupported(f"indices of {sorted(set(dtypes))}; use int32")
+
+
+# gather
+
+
+@register_lowering("gather")
+def _gather(
+    ctx: RuleContext,
+    table: Operand,
+    indices: Operand,
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Any,
+    indices_are_sorted: bool,
+    unique_indices: bool,
+    mode: Any,
+    fill_value: Any,
+) -> Sequence[Operand]:
+    """Row lookup: one collapsed and indexed axis, whole slices of the others."""
+    del indices_are_sorted, unique_indices  # promises that are not needed
+    axis = _row_axis(ctx, dimension_numbers, slice_sizes)
+    _check_index_dtype(ctx, [ctx.avals_in[1].dtype])
+    table, indices = ctx.values([table, indices])
+    num_rows, num_indices = ctx.avals_in[0].shape[axis], math.prod(ctx.avals_in[1].shape)
+    order = (axis, *(i for i in range(len(ctx.avals_in[0].shape)) if i != axis))
+    moved = ctx.transpose(table, order)
+    flat = ctx.reshape(indices, (num_indices,))
+    mode_name = str(mode).rpartition(".")[2].lower()
+    safe = flat if "promise" in mode_name else _clamped(ctx, flat, num_rows - 1)
+    safe_id = ctx.value(safe, ctx.aval(flat))
+    rows: Operand = ctx.gather_rows(moved, safe_id)  # type: ignore[arg-type]
+    if "fill" in mode_name:
+        rows = _filled(ctx, rows, flat, num_rows, fill_value)
+    return [_place_offsets(ctx, rows, dimension_numbers)]
+
+
+def _row_axis(ctx: RuleContext, numbers: Any, slice_sizes: Any) -> int:
+    shape = ctx.avals_in[0].shape
+    if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
+        raise ctx.unsupported("batched gathers (take_along_axis); only row lookups table[index] are there")
+    if len(numbers.start_index_map) != 1 or tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map):
+        raise ctx.unsupported(f"gather with {numbers}; only row lookups table[index] are there")
+    (axis,) = numbers.start_index_map
+    if any(s != n for i, (s, n) in enumerate(zip(slice_sizes, shape, strict=True)) if i != axis):
+        raise ctx.unsupported(f"gather of slices {tuple(slice_sizes)} of {shape}; only whole rows are there")
+    return int(axis)
+
+
+def _filled(ctx: RuleContext, rows: Operand, flat: Operand, num_rows: int, fill_value: Any) -> Operand:
+    """Rows at indices outside 0 .. num_rows-1 hold the fill value: NaN, or the smallest integer."""
+    aval = ctx.aval(rows)
+    if fill_value is None:
+        fill_value = math.nan if aval.dtype in FLOATS else {"int32": -(2**31), "int8": -128, "bool": 1}[aval.dtype]
+    is_inside = ctx.elementwise(
+        "and",
+        ctx.elementwise("ige", flat, ctx.immediate(0, "int32")),
+        ctx.elementwise("ilt", flat, ctx.immediate(num_rows, "int32")),
+        dtype="bool",
+    )
+    splat = ctx.broadcast(is_inside, aval.shape, (0,))
+    fill = ctx.immediate(fill_value, aval.dtype if aval.dtype in FLOATS else "int32")
+    return ctx.select(splat, rows, fill, aval.dtype)
+
+
+def _place_offsets(ctx: RuleContext, rows: Operand, numbers: Any) -> Operand:
+    """[n, ...] -> index axes and slice axes where the result wants them."""
+    index_shape, slice_shape = ctx.avals_in[1].shape[:-1], ctx.aval(rows).shape[1:]
+    rows = ctx.reshape(rows, (*index_shape, *slice_shape))
+    rank = len(index_shape) + len(slice_shape)
+    slices = list(range(len(index_shape), rank))
+    indices = list(range(len(index_shape)))
+    order = [slices.pop(0) if i in numbers.offset_dims else indices.pop(0) for i in range(rank)]
+    return ctx.transpose(rows, order)
+
+
+# dynamic slices
+
+
+def _window(ctx: RuleContext, starts: Sequence[Operand], shape: Sequence[int], sizes: Sequence[int]) -> list[Operand]:
+    """Clamped starts; whole axes start at 0."""
+    _check_index_dtype(ctx, [aval.dtype for aval in ctx.avals_in[-len(starts) :]] if starts else [])
+    return [_clamped(ctx, start, n - size) for start, n, size in zip(starts, shape, sizes, strict=True)]
+
+
+def _row_index(ctx: RuleContext, starts: Sequence[Operand], shape: Sequence[int], sizes: Sequence[int]) -> int:
+    """Row numbers of a window over leading axes, as one int32 vector: sum of (start + i) * stride over the axes."""
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    grid = np.zeros(tuple(sizes), np.int32)
+    for axis, (start, stride) in enumerate(zip(starts, strides, strict=True)):
+        steps = np.arange(sizes[axis], dtype=np.int32)
+        first = start.value if isinstance(start, Immediate) else 0
+        grid += ((steps + np.int32(first)) * np.int32(stride)).reshape([-1 if i == axis else 1 for i in range(len(sizes))])
+    index: Operand = ctx.constant(grid.reshape(-1))
+    count = grid.size
+    for start, stride in zip(starts, strides, strict=True):
+        if isinstance(start, Immediate):
+            continue
+        offset = ctx.elementwise("imul", start, ctx.immediate(stride, "int32")) if stride != 1 else start
+        splat = ctx.broadcast(offset, (count,), ())
+        index = splat if not grid.any() and count == 1 else ctx.elementwise("iadd", splat, index)
+    return index  # type: ignore[return-value]
+
+
+def _last_dynamic_axis(starts: Sequence[Operand]) -> int:
+    return max((i for i, start in enumerate(starts) if not isinstance(start, Immediate)), default=-1)
+
+
+@register_lowering("dynamic_slice")
+def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: Any) -> Sequence[Operand]:
+    """Constant starts slice; run-time starts on leading axes gather rows; on the last axis size 1 is a masked sum."""
+    if isinstance(x, Immediate):
+        return [x]
+    shape, sizes = ctx.avals_in[0].shape, [int(n) for n in slice_sizes]
+    clamped = _window(ctx, starts, shape, sizes)
+    for axis, start in enumerate(clamped):
+        if isinstance(start, Immediate):
+            x = ctx.slice_axis(x, axis, int(start.value), int(start.value) + sizes[axis])
+    last = _last_dynamic_axis(clamped)
+    if last == len(shape) - 1 and last >= 0:
+        x = _dynamic_lane(ctx, x, clamped[last], sizes[last])  # type: ignore[arg-type]
+        last = _last_dynamic_axis(clamped[:-1])
+    if last < 0:
+        return [x]
+    present = ctx.aval(x).shape
+    axes = slice(0, last + 1)
+    starts_here = [s if not isinstance(s, Immediate) else ctx.immediate(0, "int32") for s in clamped[axes]]
+    table = ctx.reshape(x, (math.prod(present[axes]), *present[last + 1 :]))
+    rows = ctx.gather_rows(table, _row_index(ctx, starts_here, present[axes], sizes[axes]))  # type: ignore[arg-type]
+    return [ctx.reshape(rows, sizes)]
+
+
+def _dynamic_lane(ctx: RuleContext, x: int, start: Operand, size: int) -> int:
+    """One lane at a run-time position: all others are masked, the bits of the lanes are joined by `or`."""
+    if size != 1:
+        raise ctx.unsupported(f"a slice of {size} elements of the last axis at a run-time start; move that axis to the front")
+    aval = ctx.aval(x)
+    is_chosen = ctx.broadcast_to(_lane_flags(ctx, aval.shape[-1], start), aval.shape)
+    working = "int32" if aval.dtype != "float16" else "float32"
+    masked = ctx.elementwise("mask", x, is_chosen, dtype=working)
+    bits = masked if working == "int32" else ctx.elementwise("or", masked, ctx.immediate(0, "int32"), dtype="int32")
+    lane = ctx.lane_reduce("or", bits)  # type: ignore[arg-type]
+    if aval.dtype == "int32":
+        return lane
+    return ctx.elementwise("or", lane, ctx.immediate(0, "int32"), dtype=aval.dtype)  # type: ignore[return-value]
+
+
+def _lane_flags(ctx: RuleContext, size: int, start: Operand) -> Operand:
+    """bool [size]: lane number == start"""
+    lanes = ctx.constant(np.arange(size, dtype=np.int32))
+    return ctx.elementwise("ieq", lanes, start)
+
+
+@register_lowering("dynamic_update_slice")
+def _dynamic_update_slice(ctx: RuleContext, x: Operand, update: Operand, *starts: Operand) -> Sequence[Operand]:
+    """Constant starts concatenate; run-time starts on leading axes scatter rows; on the last axis size 1 selects."""
+    shape, sizes = ctx.avals_in[0].shape, ctx.avals_in[1].shape
+    if shape == sizes:
+        return [update]
+    x, update = ctx.values([x, update, *starts])[:2]
+    clamped = _window(ctx, starts, shape, sizes)
+    last = max(i for i in range(len(shape)) if shape[i] != sizes[i])
+    if _last_dynamic_axis(clamped) < 0:
+        return [_replaced(ctx, x, update, [int(s.value) for s in clamped], 0)]  # type: ignore[union-attr]
+    if last < len(shape) - 1:
+        rows_shape = (math.prod(sizes[: last + 1]), *shape[last + 1 :])
+        table = ctx.reshape(x, (math.prod(shape[: last + 1]), *shape[last + 1 :]))
+        index = _row_index(ctx, clamped[: last + 1], shape[: last + 1], sizes[: last + 1])
+        scattered = ctx.scatter_rows(table, ctx.reshape(update, rows_shape), index)  # type: ignore[arg-type]
+        return [ctx.reshape(scattered, shape)]
+    if sizes[last] != 1 or sizes[:last] != shape[:last]:
+        raise ctx.unsupported(
+            f"an update of shape {sizes} in {shape} at a run-time start; the last axis must be whole, "
+            "or of size 1 with all others whole"
+        )
+    is_chosen = ctx.broadcast_to(_lane_flags(ctx, shape[-1], clamped[last]), shape)
+    return [ctx.select(is_chosen, ctx.broadcast_to(update, shape), x, ctx.avals_out[0].dtype)]
+
+
+def _replaced(ctx: RuleContext, x: Operand, update: Operand, starts: Sequence[int], axis: int) -> int:
+    """The update between what is before and after it, axis by axis."""
+    shape, sizes = ctx.aval(x).shape, ctx.aval(update).shape
+    while axis < len(shape) and shape[axis] == sizes[axis]:
+        axis += 1
+    if axis == len(shape):
+        return update  # type: ignore[return-value]
+    start, limit = starts[axis], starts[axis] + sizes[axis]
+    middle = _replaced(ctx, ctx.slice_axis(x, axis, start, limit), update, starts, axis + 1)
+    parts = [ctx.slice_axis(x, axis, 0, start)] if start else []
+    parts.append(middle)
+    parts += [ctx.slice_axis(x, axis, limit, shape[axis])] if limit < shape[axis] else []
+    return ctx.concatenate(parts, axis)  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""Rule of dot_general: any dimension numbers become [B, M, K] x [B, K, N]; float32 operands enter the MXM as float16.
+
+An exact power of two brings a float32 operand into the range of float16: per row of the lhs, 2^-e puts the sum of
+magnitudes into [2^14, 2^15); per matrix of the rhs it puts the largest magnitude there. The product is multiplied by the
+inverse powers, so it is the exactly summed, once rounded product of the operands rounded to float16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering.emit import Operand
+from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.elementwise import convert
+from lpu_jax.lowering.rules.reductions import fold_axis
+from lpu_jax.runtime.isa import DataFormat
+
+_EXPONENT_MASK = 0x7F800000
+_FRACTION_BITS = 23
+_TARGET_EXPONENT = 14
+_MIN_FIELD = _TARGET_EXPONENT + 1
+"""Smaller exponent fields would make the inverse power subnormal; such operands end below 2^14, still exact."""
+_SAFE_LOW, _SAFE_HIGH = 2.0**-6, 2.0**15
+"""A value known to be bounded within these keeps its float16 accuracy without a scale (probabilities, gates)."""
+
+Scaled = tuple[int, DataFormat, Operand | None]
+"""(operand, format, inverse scale or None)"""
+
+
+def _inverse_scale(ctx: RuleContext, size: int) -> int:
+    """2^e as float32 with e = exponent(size) - 14, from the exponent field of `size`."""
+    field = ctx.elementwise("and", size, ctx.immediate(_EXPONENT_MASK, "int32"))
+    field = ctx.elementwise("imax", field, ctx.immediate(_MIN_FIELD << _FRACTION_BITS, "int32"))
+    offset = ctx.immediate(_TARGET_EXPONENT << _FRACTION_BITS, "int32")
+    return ctx.elementwise("isub", field, offset, dtype="float32")  # type: ignore[return-value]
+
+
+def _reciprocal_power(ctx: RuleContext, power: int) -> Operand:
+    """1 / 2^e: the exponent field mirrored at 127."""
+    return ctx.elementwise("isub", ctx.immediate(254 << _FRACTION_BITS, "int32"), power, dtype="float32")
+
+
+def _narrow(ctx: RuleContext, x: int) -> int:
+    return convert(ctx, x, "float32", "float16")  # type: ignore[return-value]
+
+
+def _is_safe(ctx: RuleContext, x: int) -> bool:
+    known = ctx.ranges.of(x)
+    return known.is_fp16 or _SAFE_LOW <= known.magnitude <= _SAFE_HIGH
+
+
+def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
+    inverse = _inverse_scale(ctx, size)
+    scaled = ctx.elementwise("mul", x, _reciprocal_power(ctx, inverse))
+    return _narrow(ctx, scaled), DataFormat.FP16, inverse  # type: ignore[arg-type]
+
+
+def _scaled_lhs(ctx: RuleContext, x: int) -> Scaled:
+    """Per-row scale of [B, M, K]."""
+    return _scale(ctx, x, ctx.lane_reduce("sum", ctx.elementwise("abs", x)))  # type: ignore[arg-type]
+
+
+def _scaled_rhs(ctx: RuleContext, x: int) -> Scaled:
+    """Per-matrix scale of [B, K, N]; known contents are scaled at once."""
+    content = ctx.builder.constant_of(x)
+    if content is not None:
+        return _scaled_constant(ctx, content)
+    lanes = ctx.lane_reduce("max", ctx.elementwise("abs", x))  # type: ignore[arg-type]
+
+    def larger(a: int, b: int) -> int:
+        return ctx.elementwise("max", a, b)  # type: ignore[return-value]
+
+    return _scale(ctx, x, fold_axis(ctx, lanes, 1, larger))
+
+
+def _scaled_constant(ctx: RuleContext, content: np.ndarray) -> Scaled:
+    largest = float(np.max(np.abs(content), initial=0.0, where=np.isfinite(content)))
+    exponent = math.frexp(largest)[1] - 1 - _TARGET_EXPONENT if largest else 0
+    exponent = max(-126, min(126, exponent))
+    with np.errstate(all="ignore"):
+        narrow = np.ldexp(content, -exponent).astype(np.float16)
+    return ctx.constant(narrow), DataFormat.FP16, ctx.immediate(2.0**exponent)
+
+
+def _enter(ctx: RuleContext, x: int, is_lhs: bool, is_wide: bool) -> Scaled:
+    """An operand in the format in which it enters the MXM."""
+    dtype = ctx.aval(x).dtype
+    if dtype == "int8":
+        return x, DataFormat.INT8, None
+    if dtype == "float16":
+        return x, DataFormat.FP16, None
+    if dtype != "float32":
+        raise ctx.unsupported(f"products of {dtype}; convert to float32, float16 or int8")
+    if _is_safe(ctx, x) and (ctx.ranges.of(x).is_fp16 or not is_wide):
+        return _narrow(ctx, x), DataFormat.FP16, None
+    if is_wide:
+        return x, DataFormat.FP32, None
+    return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x)
+
+
+def _is_highest(precision: Any) -> bool:
+    """dot_general's own precision: HIGHEST for either operand."""
+    given = precision if isinstance(precision, tuple) else (precision,)
+    return any(str(p).upper().endswith("HIGHEST") for p in given)
+
+
+def _check(ctx: RuleContext, precision: Any, preferred: Any, out_sharding: Any) -> None:
+    ctx.require(out_sharding=(out_sharding, [None]))
+    given = precision if isinstance(precision, tuple) else (precision,)
+    for p in given:
+        if p is not None and str(p).rpartition(".")[2].upper() not in ("DEFAULT", "HIGH", "HIGHEST"):
+            raise ctx.unsupported(f"precision={precision!r}; use DEFAULT, HIGH or HIGHEST")
+    dtypes = {aval.dtype for aval in ctx.avals_in}
+    target = ctx.avals_out[0].dtype
+    if target not in ("float32", "float16", "int32") or (target == "int32" and dtypes != {"int8"}):
+        raise ctx.unsupported(f"products of {sorted(dtypes)} to {target} (preferred_element_type={preferred})")
+
+
+def _normal_form(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int], is_lhs: bool) -> int:
+    """Transposes and reshapes to [B, M, K] or [B, K, N]."""
+    shape = ctx.aval(x).shape
+    free = [i for i in range(len(shape)) if i not in batch and i not in contract]
+    order = [*batch, *free, *contract] if is_lhs else [*batch, *contract, *free]
+    sizes = [math.prod(shape[i] for i in group) for group in (batch, free, contract)]
+    if not is_lhs:
+        sizes[1], sizes[2] = sizes[2], sizes[1]
+    return ctx.reshape(ctx.transpose(x, order), sizes)  # type: ignore[return-value]
+
+
+@register_lowering("dot_general")
+def _dot_general(
+    ctx: RuleContext,
+    lhs: Operand,
+    rhs: Operand,
+    *,
+    dimension_numbers: Any,
+    precision: Any,
+    preferred_element_type: Any,
+    out_sharding: Any = None,
+) -> Sequence[Operand]:
+    _check(ctx, precision, preferred_element_type, out_sharding)
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    lhs_id, rhs_id = ctx.values([lhs, rhs])
+    if 0 in (*ctx.avals_in[0].shape, *ctx.avals_in[1].shape):
+        raise ctx.unsupported("a product of an empty array")
+    is_wide = ctx.precision == "highest" or _is_highest(precision)
+    lhs_id = _normal_form(ctx, lhs_id, lhs_batch, lhs_contract, True)
+    left, left_format, left_scale = _enter(ctx, lhs_id, True, is_wide)
+    right, right_format, right_scale = _enter_rhs(ctx, rhs_id, rhs_batch, rhs_contract, is_wide)
+    result: Operand = ctx.matmul(left, right, left_format, right_format)
+    target = ctx.avals_out[0].dtype
+    scales = [s for s in (left_scale, right_scale) if s is not None]
+    for i, scale in enumerate(scales):
+        result = ctx.elementwise("mul", result, scale, dtype=target if i == len(scales) - 1 else "float32")
+    if not scales:
+        result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
+    return [ctx.reshape(result, ctx.avals_out[0].shape)]
+
+
+def _enter_rhs(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int], is_wide: bool) -> Scaled:
+    """The rhs in normal form; known contents are moved at once."""
+    content = ctx.builder.constant_of(x)
+    if content is not None:
+        free = [i for i in range(content.ndim) if i not in batch and i not in contract]
+        sizes = [math.prod(content.shape[i] for i in group) for group in (batch, contract, free)]
+        x = ctx.constant(content.transpose(*batch, *contract, *free).reshape(sizes))
+    else:
+        x = _normal_form(ctx, x, batch, contract, False)
+    return _enter(ctx, x, False, is_wide)

@@ -1,0 +1,127 @@
+"""Rules of reductions: over lanes by LaneReduce, over other axes by a pairwise tree of slices, first half with second.
+
+Several axes: the last axis first, then the others in descending order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
+from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.elementwise import convert
+from lpu_jax.runtime.ops import Immediate
+
+_MAX_EXACT_INTEGER = 2.0**24
+"""float32 holds every integer up to here."""
+_EXTREMA = {"reduce_max": ("max", "imax"), "reduce_min": ("min", "imin")}
+_LOGIC = {"reduce_and": "and", "reduce_or": "or", "reduce_xor": "xor"}
+
+
+def fold_axis(ctx: Emitter, x: int, axis: int, combine: Callable[[int, int], int]) -> int:
+    """Combines the slices along an axis in a tree (n -> ceil(n/2)); the axis stays with size 1."""
+    while (size := ctx.aval(x).shape[axis]) > 1:
+        half = size // 2
+        low, high = ctx.slice_axis(x, axis, 0, half), ctx.slice_axis(x, axis, half, 2 * half)
+        folded = combine(low, high)  # type: ignore[arg-type]
+        if size % 2:
+            folded = ctx.concatenate([folded, ctx.slice_axis(x, axis, size - 1, size)], axis)  # type: ignore[list-item]
+        x = folded
+    return x
+
+
+def _reduce(ctx: RuleContext, x: int, axes: Sequence[int], lane_function: str | None, function: str) -> int:
+    """Reduces axes, which stay with size 1; without a lane function the last axis is folded as a leading one."""
+    last = len(ctx.aval(x).shape) - 1
+
+    def combine(a: int, b: int) -> int:
+        return ctx.elementwise(function, a, b, dtype=ctx.aval(a).dtype)  # type: ignore[return-value]
+
+    for axis in sorted(axes, reverse=True):
+        if axis == last and lane_function is not None:
+            x = ctx.lane_reduce(lane_function, x) if ctx.aval(x).shape[axis] > 1 else x
+        elif axis == last:
+            order = (last, *range(last))
+            folded = fold_axis(ctx, ctx.transpose(x, order), 0, combine)  # type: ignore[arg-type]
+            x = ctx.reshape(folded, (*ctx.aval(x).shape[:-1], 1))  # type: ignore[assignment]
+        else:
+            x = fold_axis(ctx, x, axis, combine)
+    return x
+
+
+def _operand(ctx: RuleContext, x: Operand, axes: Sequence[int]) -> int:
+    """The operand as a value; a reduction of nothing has no LPU operation."""
+    if 0 in ctx.avals_in[0].shape:
+        raise ctx.unsupported("a reduction of an empty array")
+    return ctx.value(x, ctx.avals_in[0])
+
+
+def _extremum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = None) -> Sequence[Operand]:
+    ctx.require(out_sharding=(out_sharding, [None]))
+    if isinstance(x, Immediate):
+        return [x]
+    function = _EXTREMA[ctx.primitive][0 if ctx.avals_in[0].dtype in FLOATS else 1]
+    reduced = _reduce(ctx, _operand(ctx, x, axes), axes, function, function)
+    return [ctx.reshape(reduced, ctx.avals_out[0].shape)]
+
+
+def _logic(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = None) -> Sequence[Operand]:
+    ctx.require(out_sharding=(out_sharding, [None]))
+    function = _LOGIC[ctx.primitive]
+    lane_function = function if function != "xor" else None
+    reduced = _reduce(ctx, _operand(ctx, x, axes), axes, lane_function, function)
+    return [ctx.reshape(reduced, ctx.avals_out[0].shape)]
+
+
+for _name in _EXTREMA:
+    register_lowering(_name)(_extremum)
+for _name in _LOGIC:
+    register_lowering(_name)(_logic)
+
+
+@register_lowering("reduce_sum")
+def _reduce_sum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = None) -> Sequence[Operand]:
+    """float: lanes exactly, rounded once, then a tree in float32. Integers: through float32 where that is exact."""
+    ctx.require(out_sharding=(out_sharding, [None]))
+    aval = ctx.avals_in[0]
+    value = _operand(ctx, x, axes)
+    if aval.dtype in FLOATS:
+        wide = convert(ctx, value, aval.dtype, "float32")
+        total = _reduce(ctx, wide, axes, "sum", "add")  # type: ignore[arg-type]
+        return [ctx.reshape(convert(ctx, total, "float32", aval.dtype), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
+    if aval.dtype != "int32":
+        raise ctx.unsupported(f"sums of {aval.dtype}; convert to int32 first")
+    last = len(aval.shape) - 1
+    if last in axes and aval.shape[-1] * ctx.ranges.of(value).magnitude <= _MAX_EXACT_INTEGER:
+        total = ctx.lane_reduce("sum", convert(ctx, value, "int32", "float32"))  # type: ignore[arg-type]
+        value = convert(ctx, total, "float32", "int32")  # type: ignore[assignment]
+        axes = tuple(axis for axis in axes if axis != last)
+    return [ctx.reshape(_reduce(ctx, value, axes, None, "iadd"), ctx.avals_out[0].shape)]
+
+
+def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> Sequence[Operand]:
+    """The first index at which x equals its extremum or is NaN."""
+    ctx.require(index_dtype=(np.dtype(index_dtype), [np.dtype("int32")]))
+    (axis,) = axes
+    value = _operand(ctx, x, axes)
+    shape = ctx.aval(value).shape
+    order = (*(i for i in range(len(shape)) if i != axis), axis)
+    value = ctx.transpose(value, order)  # type: ignore[assignment]
+    shape = ctx.aval(value).shape
+    is_float = ctx.avals_in[0].dtype in FLOATS
+    prefix = "" if is_float else "i"
+    extremum = ctx.lane_reduce(prefix + ctx.primitive[3:], value)
+    is_chosen = ctx.elementwise(prefix + "eq", value, extremum)
+    if is_float:
+        is_chosen = ctx.elementwise("or", is_chosen, ctx.elementwise("ne", value, value), dtype="bool")
+    size = shape[-1]
+    lanes = ctx.constant(np.arange(size, dtype=np.int32))
+    candidates = ctx.select(is_chosen, ctx.broadcast_to(lanes, shape), ctx.immediate(size, "int32"), "int32")
+    return [ctx.reshape(ctx.lane_reduce("imin", candidates), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
+
+
+register_lowering("argmax")(_argument)
+register_lowering("argmin")(_argument)
