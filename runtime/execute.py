@@ -129,6 +129,12 @@ def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
 
 def _matmul(op: MatMul, operands: list[Array], aval: Aval) -> Array:
     lhs, rhs = operands
+    if lhs.shape[0] == 1:  # XLA on CPU is slow at batches of one
+        return _product(op, lhs[0], rhs[0])[None]
+    return _product(op, lhs, rhs)
+
+
+def _product(op: MatMul, lhs: Array, rhs: Array) -> Array:
     if rhs.dtype == np.float64:
         return numerics.exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
     return numerics.exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
