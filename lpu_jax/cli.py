@@ -221,7 +221,7 @@ def _print_result(result: Result) -> None:
     console.print(table)
     if result.prefill_problem:
         console.print(
-            f"The prefill program does not fit, so the prompt went through the decode program token by token: "
+            f"There is no prefill program, so the prompt went through the decode program token by token: "
             f"{result.prefill_problem}",
             highlight=False,
         )

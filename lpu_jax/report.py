@@ -139,7 +139,7 @@ def make_report(compiled: Compiled) -> Report:
     memory = compiled.memory_analysis()
     sizes: dict[tuple[str, str], int] = {}
     for name, hemisphere, size, _ in memory.memory_map:
-        key = (name or "temporaries", hemisphere)
+        key = (name, hemisphere)
         sizes[key] = sizes.get(key, 0) + size
     received, sent = compiled.traced.moved_bytes()
     utilization: Any = costs["utilization"]

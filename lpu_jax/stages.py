@@ -372,7 +372,19 @@ class Compiled(_Stage):
             peak_memory_in_bytes=sram,
             sram_bytes=sram,
             sram_capacity_bytes=traced.options.chip.usable_sram_bytes,
-            memory_map=tuple(self.compiled_graph.memory_map()),
+            memory_map=self.memory_map(),
+        )
+
+    def memory_map(self) -> tuple[tuple[str, str, int, tuple[int, ...]], ...]:
+        """(name, hemisphere, bytes, slices) of every storage, named by the argument that it holds."""
+        labels = {f"%{value}": label for value, label in _input_labels(self.lowered).items()}
+        placed = self.compiled_graph.allocated.places
+        used = (
+            s for s, place in zip(self.compiled_graph.tile_graph.storages, placed, strict=True) if place is not None
+        )
+        return tuple(
+            (labels.get(name, name) if storage.resident else "temporaries", *where)
+            for storage, (name, *where) in zip(used, self.compiled_graph.memory_map(), strict=True)
         )
 
     def report(self) -> Report:
@@ -414,6 +426,18 @@ class Compiled(_Stage):
     def load(self, *resident: Any) -> Loaded:
         """As `Lowered.load`."""
         return self.lowered.load(*resident)
+
+
+def _input_labels(lowered: Lowered) -> dict[int, str]:
+    """Input of the program's graph -> the argument that it is or was made of."""
+    traced, (prologue, main) = lowered.traced, lowered.parts
+    names = [f"closed-over array {i}" for i in range(len(traced.captured))] + [role.name for role in traced.roles]
+    made_of = {v: names[i] for v, i in zip(prologue.inputs, traced.resident_inputs, strict=True)}
+    for equation in prologue.equations:
+        sources = [made_of[x] for x in equation.operands if isinstance(x, int) and x in made_of]
+        made_of |= dict.fromkeys(equation.results, sources[0] if sources else "constant")
+    moving = [names[i] for i in traced.moving_inputs]
+    return dict(zip(main.inputs, [*moving, *(made_of.get(v, "constant") for v in prologue.outputs)], strict=True))
 
 
 def _check_tree(given: Any, expected: Any, fun_name: str) -> None:
