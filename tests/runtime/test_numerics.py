@@ -163,12 +163,29 @@ def test_a_row_alone_equals_the_row_in_a_batch(lhs_format, rhs_format):
     assert alone.view(np.uint32) == batch[1, 3, 2].view(np.uint32)
 
 
-def test_long_sums_use_panels():
-    rng = np.random.default_rng(5)
-    lhs = np.full((1, 9000), 65504, np.float16)
-    rhs = np.full((9000, 2), 65504, np.float16)
-    rhs[rng.random(rhs.shape) < 0.5] *= -1
+def test_long_sums_of_full_digits_stay_exact():
+    # 9001 * (2^20 - 1)^2 is odd and above 2^53; taking away its upper bits leaves the lowest 20 as the result
+    digit, count = 2**20 - 1, 9001
+    total = count * digit * digit
+    upper = [-(total >> 40) * 2.0**40, -(total >> 20 & digit) * 2.0**20]
+    unit = 2.0**-49  # a digit boundary: 100 = 5 * 20 above 2^-149
+    lhs = np.array([[digit * unit] * count + [term * unit for term in upper]], np.float32)
+    rhs = np.array([[digit * unit]] * count + [[unit]] * 2, np.float32)
     check_against_reference(lhs, rhs)
+    assert dot(lhs, rhs)[0, 0] == (total & digit) * unit * unit
+
+
+def test_products_and_quotients_round_as_in_numpy():
+    # XLA would fuse a * b + c and turn a division by a constant into a product
+    a, b, c = np.random.default_rng(10).standard_normal((3, 10_000))
+
+    def expressions(xp, a, b, c):
+        divisor = xp.full((1,), 49.0)
+        return xp.stack([numerics.product(xp, a, b) + c, numerics.quotient(xp, a, divisor), numerics.total(xp, a, c)])
+
+    with jax.enable_x64(True):
+        traced = np.asarray(jax.jit(lambda *arrays: expressions(jnp, *arrays))(a, b, c))
+    np.testing.assert_array_equal(traced, expressions(np, a, b, c))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3000.0])
