@@ -18,7 +18,8 @@ from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
 from lpu_jax.lowering.passes.template import Flexible, Key, MemoryAccess, Template, stream_direction
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import permute_template
-from lpu_jax.lowering.tile_ir import ChainOp, TileBlock
+from lpu_jax.lowering.passes.tile_close import select_vectors
+from lpu_jax.lowering.tile_ir import ChainOp, TileBlock, TileOp
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
 
@@ -249,12 +250,25 @@ class _Vectors:
             np.maximum.at(table, access.vectors, access.cycles + time + write_cycles)
 
 
+def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
+    """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
+    if not isinstance(op, ChainOp):
+        return [(op, permute_template(memory, op))]
+    try:
+        return [(op, chain_template(memory, op))]
+    except ScheduleError:
+        if op.num_vectors == 1:
+            raise
+        half = op.num_vectors // 2
+        parts = (np.arange(half), np.arange(half, op.num_vectors))
+        return [pair for vectors in parts for pair in _fit(memory, select_vectors(op, vectors))]
+
+
 def _schedule_block(allocated: AllocatedGraph, block: TileBlock) -> ScheduledBlock:
     chip = allocated.tiles.chip
     memory = MemoryAccess(allocated, block.looped, block.num_iterations)
-    templates = [
-        chain_template(memory, op) if isinstance(op, ChainOp) else permute_template(memory, op) for op in block.ops
-    ]
+    fitted = [part for op in block.ops for part in _fit(memory, op)]
+    block, templates = dataclasses.replace(block, ops=tuple(op for op, _ in fitted)), [t for _, t in fitted]
     before = dependencies(allocated, block)
     after: list[list[int]] = [[] for _ in block.ops]
     missing = [len(found) for found in before]

@@ -107,7 +107,7 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
     parts = list(copies)
     for kind in np.unique(signature, axis=0):
         vectors = np.nonzero((signature == kind).all(axis=1))[0]
-        parts.append(_select(op, vectors))
+        parts.append(select_vectors(op, vectors))
     return parts
 
 
@@ -132,7 +132,7 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
     return copies, dataclasses.replace(op, inputs=tuple(inputs))
 
 
-def _select(op: ChainOp, vectors: np.ndarray) -> ChainOp:
+def select_vectors(op: ChainOp, vectors: np.ndarray) -> ChainOp:
     """The part of a chain that handles some of its vectors."""
     inputs = []
     for item in op.inputs:
