@@ -87,9 +87,13 @@ def _input_aval(jaxpr: Any, index: int) -> Aval:
     dtype, name = str(aval.dtype), compat.argument_name(jaxpr, index)
     if dtype not in DTYPES:
         way_out = _WAY_OUT.get(dtype, f"Convert it to one of {', '.join(DTYPES)}.")
-        raise UnsupportedInputError(f"{name} has dtype {dtype}{list(aval.shape)}, which the LPU does not have. {way_out}")
+        raise UnsupportedInputError(
+            f"{name} has dtype {dtype}{list(aval.shape)}, which the LPU does not have. {way_out}"
+        )
     if not all(isinstance(n, int) for n in aval.shape):
-        raise UnsupportedInputError(f"{name} has the dynamic shape {aval.shape}; the LPU needs sizes known at compile time.")
+        raise UnsupportedInputError(
+            f"{name} has the dynamic shape {aval.shape}; the LPU needs sizes known at compile time."
+        )
     return Aval(tuple(aval.shape), dtype)
 
 

@@ -94,9 +94,7 @@ def primitive_name(primitive: Any) -> str:
     return primitive if isinstance(primitive, str) else str(primitive.name)
 
 
-def register_lowering(
-    primitive: Any, *, override: bool = False, higher_order: bool = False
-) -> Callable[[Rule], Rule]:
+def register_lowering(primitive: Any, *, override: bool = False, higher_order: bool = False) -> Callable[[Rule], Rule]:
     """Decorator that registers a lowering rule.
 
     Args:

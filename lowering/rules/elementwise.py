@@ -122,7 +122,10 @@ def _integer_pow(ctx: RuleContext, x: Operand, *, y: int) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
     if y < 0 and dtype not in FLOATS:
         raise ctx.unsupported(f"y={y} of an integer")
-    multiply, one = _function_for(ctx, ("mul", "imul"), dtype), ctx.immediate(1, "float32" if dtype in FLOATS else dtype)
+    multiply, one = (
+        _function_for(ctx, ("mul", "imul"), dtype),
+        ctx.immediate(1, "float32" if dtype in FLOATS else dtype),
+    )
     working = "float32" if dtype in FLOATS else dtype
     result, power, exponent = None, x, abs(y)
     while exponent:

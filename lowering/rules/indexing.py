@@ -115,7 +115,9 @@ def _row_index(ctx: RuleContext, starts: Sequence[Operand], shape: Sequence[int]
     for axis, (start, stride) in enumerate(zip(starts, strides, strict=True)):
         steps = np.arange(sizes[axis], dtype=np.int32)
         first = start.value if isinstance(start, Immediate) else 0
-        grid += ((steps + np.int32(first)) * np.int32(stride)).reshape([-1 if i == axis else 1 for i in range(len(sizes))])
+        grid += ((steps + np.int32(first)) * np.int32(stride)).reshape(
+            [-1 if i == axis else 1 for i in range(len(sizes))]
+        )
     index: Operand = ctx.constant(grid.reshape(-1))
     count = grid.size
     for start, stride in zip(starts, strides, strict=True):
@@ -158,7 +160,9 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
 def _dynamic_lane(ctx: RuleContext, x: int, start: Operand, size: int) -> int:
     """One lane at a run-time position: all others are masked, the bits of the lanes are joined by `or`."""
     if size != 1:
-        raise ctx.unsupported(f"a slice of {size} elements of the last axis at a run-time start; move that axis to the front")
+        raise ctx.unsupported(
+            f"a slice of {size} elements of the last axis at a run-time start; move that axis to the front"
+        )
     aval = ctx.aval(x)
     is_chosen = ctx.broadcast_to(_lane_flags(ctx, aval.shape[-1], start), aval.shape)
     working = "int32" if aval.dtype != "float16" else "float32"

@@ -45,7 +45,9 @@ def _broadcast_in_dim(
 
 
 @register_lowering("reshape")
-def _reshape(ctx: RuleContext, x: Operand, *, new_sizes: Any, dimensions: Any, sharding: Any = None) -> Sequence[Operand]:
+def _reshape(
+    ctx: RuleContext, x: Operand, *, new_sizes: Any, dimensions: Any, sharding: Any = None
+) -> Sequence[Operand]:
     ctx.require(dimensions=(dimensions, [None]), sharding=(sharding, [None]))
     return [ctx.reshape(x, tuple(new_sizes))]
 
@@ -126,7 +128,9 @@ def _pad(ctx: RuleContext, x: Operand, value: Operand, *, padding_config: Any) -
     x = ctx.value(x, ctx.avals_in[0])
     shape = ctx.avals_in[0].shape
     x = ctx.slice(
-        x, [max(0, -low) for low, _, _ in config], [n - max(0, -high) for n, (_, high, _) in zip(shape, config, strict=True)]
+        x,
+        [max(0, -low) for low, _, _ in config],
+        [n - max(0, -high) for n, (_, high, _) in zip(shape, config, strict=True)],
     )
     return [ctx.pad(x, [max(0, low) for low, _, _ in config], [max(0, high) for _, high, _ in config], value)]  # type: ignore[arg-type]
 
