@@ -1,1 +1,1 @@
-
+"""The compiler: jaxpr -> graph -> tiles -> SRAM addresses -> cycles -> program."""

@@ -62,7 +62,7 @@ def as_operand(builder_of: Emitter, array: np.ndarray) -> Operand:
     if array.size:
         flat_first = array[(0,) * array.ndim]
         is_uniform = all(s == 0 or n == 1 for s, n in zip(array.strides, array.shape, strict=True))
-        if is_uniform or (array == flat_first).all() and _same_sign_of_zero(array):
+        if is_uniform or ((array == flat_first).all() and _same_sign_of_zero(array)):
             return immediate(flat_first, str(array.dtype))
     return builder_of.constant(array)
 

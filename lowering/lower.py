@@ -200,8 +200,8 @@ def _check_results(ctx: RuleContext) -> None:
     for aval in ctx.avals_out:
         if aval.dtype not in DTYPES:
             raise UnsupportedInputError(
-                f"{ctx.primitive} at {ctx.source or 'an unknown line'} makes {aval.dtype}{list(aval.shape)}, which the LPU "
-                f"does not have. {_WAY_OUT.get(aval.dtype, '')} Graph dtypes are {', '.join(DTYPES)}."
+                f"{ctx.primitive} at {ctx.source or 'an unknown line'} makes {aval.dtype}{list(aval.shape)}, which the "
+                f"LPU does not have. {_WAY_OUT.get(aval.dtype, '')} Graph dtypes are {', '.join(DTYPES)}."
             )
 
 

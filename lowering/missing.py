@@ -80,7 +80,7 @@ def _search(jaxpr: Any, known: Sequence[bool], path: str, found: list[Missing]) 
             results = _search_inside(eqn, operands, path, found)
         else:
             is_folded = all(operands) and not eqn.effects and is_foldable_size(eqn)
-            results = [is_folded or all(operands) and eqn.primitive.name == "broadcast_in_dim"] * len(eqn.outvars)
+            results = [is_folded or (all(operands) and eqn.primitive.name == "broadcast_in_dim")] * len(eqn.outvars)
             if registration is None and not is_folded:
                 avals = ", ".join(str(v.aval) for v in eqn.invars)
                 found.append(Missing(eqn.primitive.name, avals, compat.source_line(eqn), path))

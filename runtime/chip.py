@@ -129,7 +129,7 @@ class ChipSpec:
     barrier_cycles: int = 35  # Notify to Sync retire; M:ISCA20, H
     max_repeat: int = 65_535  # Assumption: as wide as the 16-bit NOP count (M:ISCA20)
 
-    # PCIe (host)
+    # Host port, PCIe Gen4
     pcie_latency_seconds: float = 10e-6  # F:GF, each way
     pcie_bytes_per_second: float = 24e9  # F:GF, each way
 

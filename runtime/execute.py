@@ -40,7 +40,6 @@ from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
 Array = Any
 
 
-
 def execute(graph: GraphLike, arguments: Sequence[Array]) -> list[Array]:
     """Evaluates a graph.
 

@@ -1,1 +1,1 @@
-
+"""Facts about graphs and programs that several passes use."""

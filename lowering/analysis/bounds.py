@@ -50,5 +50,3 @@ def _op_use(tiles: TileGraph, op: ChainOp | PermuteOp) -> dict[str, int]:
     for output in op.outputs:
         use["stream"] += output.format.num_bytes * op.num_vectors
     return use
-
-

@@ -18,9 +18,7 @@ def emit(plan: Schedule) -> Program:
         rows = []
         for op in block.ops:
             for row in op.template.rows:
-                operands = tuple(
-                    op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands
-                )
+                operands = tuple(op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands)
                 queue = vxm_queue(chip, op.chosen[row.queue.flex]) if isinstance(row.queue, Slot) else row.queue
                 used.add(queue)
                 rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval))
@@ -34,9 +32,7 @@ def emit(plan: Schedule) -> Program:
     for block, rows in zip(plan.blocks, bodies, strict=True):
         for cycle, queue, opcode, operands, count, interval in rows:
             builder.add(cycle, queue, opcode, operands, count, interval)
-        builder.close_block(
-            start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles
-        )
+        builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)
         start += block.num_iterations * block.period_cycles
     return builder.build()
 

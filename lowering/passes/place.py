@@ -13,7 +13,6 @@ import dataclasses
 import numpy as np
 
 from lpu_jax.lowering.tile_ir import (
-    ChainOp,
     GatherInput,
     MatMulInput,
     MemoryInput,

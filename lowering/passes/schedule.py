@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 from bisect import bisect_left, bisect_right
 
 import numpy as np
@@ -94,15 +95,11 @@ class Tables:
         """(choice, table keys) of a flexible resource, in order of preference."""
         width = flexible.width
         if flexible.pool == "alu":
-            return [
-                (a, [("alu", a + i) for i in range(width)]) for a in range(0, self.chip.num_alus - width + 1)
-            ]
+            return [(a, [("alu", a + i) for i in range(width)]) for a in range(0, self.chip.num_alus - width + 1)]
         direction, count = stream_direction(flexible), self.chip.num_streams_per_direction
         bases = range(0, count - width + 1, width) if width > 1 else range(count - 1, -1, -1)
         base_id = direction * count
-        return [
-            (base_id + b, [("stream", base_id + b + i, flexible.hemisphere) for i in range(width)]) for b in bases
-        ]
+        return [(base_id + b, [("stream", base_id + b + i, flexible.hemisphere) for i in range(width)]) for b in bases]
 
     def fit(self, template: Template, earliest: int) -> tuple[int, tuple[int, ...]]:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
@@ -321,6 +318,6 @@ def verify_schedule(plan: Schedule) -> None:
                     spans.setdefault(key, []).append((op.time_zero + item.start, op.time_zero + item.end))
         for key, intervals in spans.items():
             intervals.sort()
-            for (start, end), (following, _) in zip(intervals, intervals[1:], strict=False):
+            for (start, end), (following, _) in itertools.pairwise(intervals):
                 if following < end:
                     raise ScheduleError(f"schedule: {key} booked twice, from {start} to {end} and at {following}")

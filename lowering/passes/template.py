@@ -196,7 +196,12 @@ class MemoryAccess:
             template.fixed.append((("Q", queue), first, first + 1))
             template.fixed.append(((port, queue, interval if count > 1 else 1), first, end))
             last = address + (count - 1) * address_step
-            ends = [address, last, address + loop_step * (self.iterations - 1), last + loop_step * (self.iterations - 1)]
+            ends = [
+                address,
+                last,
+                address + loop_step * (self.iterations - 1),
+                last + loop_step * (self.iterations - 1),
+            ]
             bank = self.chip.num_addresses_per_bank
             for number in range(min(ends) // bank, max(ends) // bank + 1):
                 template.fixed.append((("B", queue, number), first, end))

@@ -75,10 +75,7 @@ class _ChainBuilder:
 
     def build(self) -> Template:
         levels = self._levels()
-        alus = [
-            self._alu(step.function, level)
-            for step, level in zip(self.steps, levels, strict=True)
-        ]
+        alus = [self._alu(step.function, level) for step, level in zip(self.steps, levels, strict=True)]
         flows: list[Direction] = []
         operands: list[list[int | Slot]] = []
         for step, level in zip(self.steps, levels, strict=True):
@@ -88,9 +85,7 @@ class _ChainBuilder:
         for index, step in enumerate(self.steps):
             row = (VXM_FUNCTION_ID[step.function], *operands[index], *results[index])
             queue = Slot(alus[index])
-            self.template.rows.append(
-                Row(levels[index], queue, Opcode.VXM, row, self.op.num_vectors, self.interval)
-            )
+            self.template.rows.append(Row(levels[index], queue, Opcode.VXM, row, self.op.num_vectors, self.interval))
         return self.template
 
     def _alu(self, function: str, level: int) -> int:
@@ -166,9 +161,7 @@ class _ChainBuilder:
     def _gather(self, item: GatherInput, stream: int, times: np.ndarray) -> None:
         """Addresses flow inward past the slices of the table; the last slice they pass takes them off."""
         maps = self.template.stream(True, self._side_of(item.table), 1, int(times[0]), self.span)
-        self.memory.add(
-            self.template, Opcode.READ, item.maps, 0, times - self.chip.mem_read_cycles, -1, (Slot(maps),)
-        )
+        self.memory.add(self.template, Opcode.READ, item.maps, 0, times - self.chip.mem_read_cycles, -1, (Slot(maps),))
         self._indexed(Opcode.GATHER, item.table, item.vector, item.format.num_bytes, times, -1, stream, maps)
 
     def _side_of(self, storage: int) -> Hemisphere:
@@ -340,4 +333,3 @@ class _ChainBuilder:
         rows = product.weights[k].num_rows
         operands = (Slot(stream), int(product.lhs_format), 0, 1, 0, rows, int(k == 0), 0)
         self._row(side, plane, MXM_ACTIVATIONS, Opcode.ABC, cycle, operands, count, interval)
-

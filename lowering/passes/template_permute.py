@@ -42,7 +42,5 @@ def _build(memory: MemoryAccess, op: PermuteOp, gap: int) -> Template:
         memory.add(template, Opcode.WRITE, op.targets, byte, cycles + result_delay + hops, -1, (Slot(result), 0))
         template.fixed.append((("permuter", side), start, start + count))
         template.fixed.append((("Q", queue), start, start + 1))
-        template.rows.append(
-            Row(start, queue, Opcode.PERMUTE, (Slot(data), Slot(maps), Slot(result), 0, 0), count, 1)
-        )
+        template.rows.append(Row(start, queue, Opcode.PERMUTE, (Slot(data), Slot(maps), Slot(result), 0, 0), count, 1))
     return template

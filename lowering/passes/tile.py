@@ -162,7 +162,9 @@ class Tiler:
             self.close(self.chain_of[value])
         if value not in self.views and value in self.constants:
             array = self.constants[value]
-            self.views[value] = self.builder.constant(array, default_splat(array.shape), self.demand.get(value, Demand()))
+            self.views[value] = self.builder.constant(
+                array, default_splat(array.shape), self.demand.get(value, Demand())
+            )
         return self.views[value]
 
     def view(self, value: int) -> View:
@@ -292,9 +294,7 @@ class Tiler:
             elif operand in chain.values:
                 step_operands.append(chain.values[operand])
             else:
-                step_operands.append(
-                    chain.add_input(operand, refs[operand], FORMATS[self.graph.avals[operand].dtype])
-                )
+                step_operands.append(chain.add_input(operand, refs[operand], FORMATS[self.graph.avals[operand].dtype]))
         chain.values[result] = chain.add_step(self.chip, op.function, tuple(step_operands))
         self.chain_of[result] = chain
         self.used(equation)
@@ -312,7 +312,8 @@ class Tiler:
 
     def _matmul(self, equation: Equation, op: MatMul) -> None:
         lhs, rhs = equation.operands
-        assert isinstance(lhs, int) and isinstance(rhs, int)
+        assert isinstance(lhs, int)
+        assert isinstance(rhs, int)
         batches, rows, contracting = self.graph.avals[lhs].shape
         columns = self.graph.avals[rhs].shape[-1]
         rhs_view = self.lanes_views(rhs)[0]

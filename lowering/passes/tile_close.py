@@ -141,9 +141,7 @@ def select_vectors(op: ChainOp, vectors: np.ndarray) -> ChainOp:
         elif isinstance(item, MatMulInput):
             activations = tuple(refs[vectors] for refs in item.activations)
             inputs.append(
-                MatMulInput(
-                    activations, item.lhs_format, item.weights, item.rhs_format, item.hemisphere, item.plane
-                )
+                MatMulInput(activations, item.lhs_format, item.weights, item.rhs_format, item.hemisphere, item.plane)
             )
         else:
             raise AssertionError("gathered chains lie in one hemisphere")
@@ -188,9 +186,7 @@ def _products(
                 parts.append(
                     (
                         vectors,
-                        MatMulInput(
-                            activations, product.lhs_format, weights, product.rhs_format, side, plane
-                        ),
+                        MatMulInput(activations, product.lhs_format, weights, product.rhs_format, side, plane),
                     )
                 )
     return parts

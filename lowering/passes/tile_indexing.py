@@ -45,7 +45,8 @@ def _table_columns(builder: StorageBuilder, view: View) -> list[tuple[Storage, i
     for vector in range(refs.shape[1]):
         column = refs[:, vector]
         storage = builder.storages[int(column[0, 0])]
-        assert (column[:, 0] == storage.id).all() and (np.diff(column[:, 1]) == 1).all(), "table rows in order"
+        assert (column[:, 0] == storage.id).all()
+        assert (np.diff(column[:, 1]) == 1).all(), "table rows in order"
         assert column[0, 1] % storage.interleave == 0
         columns.append((storage, int(column[0, 1])))
     return columns
@@ -123,7 +124,8 @@ def tile_gather(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     """rows = table[index]."""
     builder, label = tiler.builder, tiler.label
     table, index = equation.operands
-    assert isinstance(table, int) and isinstance(index, int)
+    assert isinstance(table, int)
+    assert isinstance(index, int)
     aval = tiler.graph.avals[equation.results[0]]
     view = _ensure_table(tiler, table)
     index_refs = _index_refs(tiler, index)
@@ -227,7 +229,9 @@ def tile_scatter(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     """table[index] = rows, in place when nothing reads the old table afterwards."""
     builder, label = tiler.builder, tiler.label
     table, rows, index = equation.operands
-    assert isinstance(table, int) and isinstance(rows, int) and isinstance(index, int)
+    assert isinstance(table, int)
+    assert isinstance(rows, int)
+    assert isinstance(index, int)
     result = equation.results[0]
     aval = tiler.graph.avals[result]
     form = FORMATS[aval.dtype]

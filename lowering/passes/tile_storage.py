@@ -186,7 +186,7 @@ class StorageBuilder:
 
     # Constants --------------------------------------------------------------------------------------------------
 
-    def constant(self, array: np.ndarray, splat: bool, demand: Demand = Demand()) -> tuple[View, ...]:  # noqa: B008
+    def constant(self, array: np.ndarray, splat: bool, demand: Demand = Demand()) -> tuple[View, ...]:
         """Views of a constant; equal requests share storages."""
         key = (array.tobytes(), array.shape, str(array.dtype), splat, demand)
         if key not in self._constant_views:

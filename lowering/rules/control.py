@@ -1,4 +1,4 @@
-"""Rules of primitives that hold jaxprs: calls are inlined, a scan is a loop with a body, a scan in a scan is unrolled."""
+"""Rules of primitives that hold jaxprs: calls are inlined, a scan is a loop, a scan in a scan is unrolled."""
 
 from __future__ import annotations
 

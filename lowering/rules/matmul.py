@@ -1,8 +1,8 @@
 """Rule of dot_general: any dimension numbers become [B, M, K] x [B, K, N]; float32 operands enter the MXM as float16.
 
 An exact power of two brings a float32 operand into the range of float16: per row of the lhs, 2^-e puts the sum of
-magnitudes into [2^14, 2^15); per matrix of the rhs it puts the largest magnitude there. The product is multiplied by the
-inverse powers, so it is the exactly summed, once rounded product of the operands rounded to float16.
+magnitudes into [2^14, 2^15); per matrix of the rhs it puts the largest magnitude there. The product is multiplied by
+the inverse powers, so it is the exactly summed, once rounded product of the operands rounded to float16.
 """
 
 from __future__ import annotations
