@@ -35,7 +35,7 @@ def is_literal(atom: Any) -> bool:
 
 def is_extended_dtype(dtype: Any) -> bool:
     """Whether a dtype is one of JAX's own (typed random keys)."""
-    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.extended))
+    return bool(jax.numpy.issubdtype(dtype, jax.dtypes.extended))
 
 
 def source_line(eqn: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ class Emitter:
         arrays = []
         for operand in operands:
             array = np.array([operand.value], operand.dtype)  # type: ignore[union-attr]
-            wanted = np.float32 if is_float and function not in _ANY_DTYPE else array.dtype
+            wanted: Any = np.float32 if is_float and function not in _ANY_DTYPE else array.dtype
             wanted = np.int32 if not is_float or function == "to_float" else wanted
             arrays.append(array.view(wanted))
         result = vxm.apply(np, function, *arrays)

@@ -79,7 +79,9 @@ class ProgramBuilder:
         self._finished: list[np.ndarray] = []
         self._blocks: list[Block] = []
 
-    def add(self, cycle: int, queue: int, opcode: int, operands: tuple[int, ...], count: int = 1, interval: int = 1):
+    def add(
+        self, cycle: int, queue: int, opcode: int, operands: tuple[int, ...], count: int = 1, interval: int = 1
+    ) -> None:
         """Adds one row to the open block; `cycle` counts from the start of the block's iteration."""
         pad = (0,) * (NUM_OPERANDS - len(operands))
         self._rows.append((cycle, queue, int(opcode), count, interval, *operands, *pad))

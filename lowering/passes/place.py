@@ -95,14 +95,14 @@ def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
     for block in tiles.blocks:
         start, stop = position, position + len(block.ops)
         for op in block.ops:
-            for storage in op_reads(op) + op_writes(op):
-                spans[storage].append(position)
+            for touched in op_reads(op) + op_writes(op):
+                spans[touched].append(position)
             position += 1
         if block.num_iterations > 1:
             inside = {s for op in block.ops for s in op_reads(op) + op_writes(op)}
-            for storage in inside:
-                if spans[storage][0] < start or _read_before_written(block.ops, storage):
-                    spans[storage] += [start, stop - 1]
+            for used in sorted(inside):
+                if spans[used][0] < start or _read_before_written(block.ops, used):
+                    spans[used] += [start, stop - 1]
     last_use = [(min(s), max(s)) if s else (0, -1) for s in spans]
     output_ids = {int(s) for binding in tiles.outputs for s in binding.view.refs[:, 0]}
     ranges = []

@@ -316,8 +316,8 @@ class _ChainBuilder:
             mine = rows[rows % rows_per_cycle == lane_group]
             refs = np.stack([np.full(len(mine), weight.storage), weight.first + mine], axis=1)
             for byte in range(width):
-                operands = (Slot(streams, lane_group * width + byte),)
-                self.memory.add(self.template, Opcode.READ, refs, byte, times[mine], 1, operands)
+                lane = (Slot(streams, lane_group * width + byte),)
+                self.memory.add(self.template, Opcode.READ, refs, byte, times[mine], 1, lane)
         operands = (Slot(streams), 0, rows_per_cycle, int(product.rhs_format))
         self._row(side, plane, MXM_WEIGHTS, Opcode.LW, cycle, operands, cycles)
 

@@ -11,6 +11,7 @@ import numpy as np
 from lpu_jax.lowering.passes.tile_chain import OpenChain, ProductSource
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import (
+    ChainInput,
     ChainOp,
     InputRef,
     IntArray,
@@ -134,7 +135,7 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
 
 def select_vectors(op: ChainOp, vectors: np.ndarray) -> ChainOp:
     """The part of a chain that handles some of its vectors."""
-    inputs = []
+    inputs: list[ChainInput] = []
     for item in op.inputs:
         if isinstance(item, MemoryInput):
             inputs.append(MemoryInput(item.refs[vectors], item.format))

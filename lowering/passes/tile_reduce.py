@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
@@ -96,7 +98,14 @@ def tile_lane_reduce(
     return ops
 
 
-def _combine_tiles(function, columns, formats, working, write, emit):  # type: ignore[no-untyped-def]
+def _combine_tiles(
+    function: str,
+    columns: list[IntArray],
+    formats: list[DataFormat],
+    working: DataFormat,
+    write: Callable[[int], IntArray],
+    emit: Callable[[list[MemoryInput], list[Step], list[tuple[int, IntArray, DataFormat]]], None],
+) -> IntArray:
     """Pairwise combination of the tiles of every row, all rows and pairs of a level in one chain."""
     rows = len(columns[0])
     while len(columns) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ FORMATS = {
 }
 """Storage format of every dtype."""
 
-STORAGE_DTYPES = {
+STORAGE_DTYPES: dict[DataFormat, np.dtype[Any]] = {
     DataFormat.FP32: np.dtype("float32"),
     DataFormat.FP16: np.dtype("float16"),
     DataFormat.INT32: np.dtype("int32"),

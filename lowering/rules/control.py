@@ -94,7 +94,7 @@ def _unrolled(
         slices = [_row(ctx, x, aval, i) for x, aval in zip(xs, xs_avals, strict=True)]
         results = ctx.interpreter.inline(ctx, jaxpr, [*consts, *carry, *slices])
         carry, rows[i] = results[:num_carry], results[num_carry:]
-    stacked = []
+    stacked: list[Any] = []
     for k, aval in enumerate(ctx.avals_out[num_carry:]):
         row_shape = (1, *aval.shape[1:])
         ids = [_as_id(ctx, row[k], Aval(aval.shape[1:], aval.dtype)) for row in rows]
