@@ -249,15 +249,14 @@ class _Vectors:
 
 def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
     """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
-    if not isinstance(op, ChainOp):
-        return [(op, permute_template(memory, op))]
+    build = chain_template if isinstance(op, ChainOp) else permute_template
+    count = op.num_vectors if isinstance(op, ChainOp) else len(op.maps)
     try:
-        return [(op, chain_template(memory, op))]
+        return [(op, build(memory, op))]  # type: ignore[operator]
     except ScheduleError:
-        if op.num_vectors == 1:
+        if count == 1:
             raise
-        half = op.num_vectors // 2
-        parts = (np.arange(half), np.arange(half, op.num_vectors))
+        parts = (np.arange(count // 2), np.arange(count // 2, count))
         return [pair for vectors in parts for pair in _fit(memory, select_vectors(op, vectors))]
 
 

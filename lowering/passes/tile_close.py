@@ -18,10 +18,12 @@ from lpu_jax.lowering.tile_ir import (
     MatMulInput,
     MemoryInput,
     MemoryOutput,
+    PermuteOp,
     ScatterOutput,
     Step,
     StepOperand,
     StepRef,
+    TileOp,
     View,
     WeightTile,
 )
@@ -108,7 +110,7 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
     parts = list(copies)
     for kind in np.unique(signature, axis=0):
         vectors = np.nonzero((signature == kind).all(axis=1))[0]
-        parts.append(select_vectors(op, vectors))
+        parts.append(_select_chain(op, vectors))
     return parts
 
 
@@ -133,8 +135,15 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
     return copies, dataclasses.replace(op, inputs=tuple(inputs))
 
 
-def select_vectors(op: ChainOp, vectors: np.ndarray) -> ChainOp:
-    """The part of a chain that handles some of its vectors."""
+def select_vectors(op: TileOp, vectors: np.ndarray) -> TileOp:
+    """The part of an op that handles some of its vectors."""
+    if isinstance(op, PermuteOp):
+        refs = (op.source_refs[vectors], op.maps[vectors], op.targets[vectors])
+        return PermuteOp(*refs, op.format, op.hemisphere, op.source, op.name)
+    return _select_chain(op, vectors)
+
+
+def _select_chain(op: ChainOp, vectors: np.ndarray) -> ChainOp:
     inputs: list[ChainInput] = []
     for item in op.inputs:
         if isinstance(item, MemoryInput):
