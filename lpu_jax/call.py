@@ -100,4 +100,4 @@ def with_derivative(call: GraphCall, reference: Callable[..., list[Any]]) -> Cal
         _, derivative = jax.jvp(reference, tuple(primals), tuple(tangents))
         return run(*primals), derivative
 
-    return run  # type: ignore[no-any-return]
+    return run

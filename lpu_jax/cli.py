@@ -225,7 +225,7 @@ def _print_result(result: Result) -> None:
             f"{result.prefill_problem}",
             highlight=False,
         )
-    distance = result.distance
+    distance, wall = result.distance, result.host_seconds_per_token
     for line in (
         f"{result.chip_tokens_per_second:,.0f} tokens/s of chip time, "
         f"{result.tokens_per_second_with_pcie:,.0f} with PCIe",
@@ -233,7 +233,7 @@ def _print_result(result: Result) -> None:
         + "; ".join(f"{name} ({side.lower()}) {size / _MIB:,.1f}" for name, side, size in token.sram_map[:4]),
         f"logits against the fp32 model over {distance.positions} positions: KL mean {distance.kl_mean:.2e}, "
         f"max {distance.kl_max:.2e} nats; top-1 agreement {distance.top1_agreement:.1%}",
-        f"emulated in {result.host_seconds_per_token:.3f} s of wall time per token",
+        *([] if wall is None else [f"emulated in {wall:.3f} s of wall time per token"]),
         *(f"assumed: {text}" for text in token.assumptions),
     ):
         console.print(line, highlight=False, markup=False)

@@ -75,7 +75,7 @@ class Result:
       prefill_problem: why `prefill` is None.
       prefill_cycles: cycles of the whole prompt.
       decode: report of one token.
-      host_seconds_per_token: wall time of the emulation per token after the first.
+      host_seconds_per_token: wall time of the emulation per token after the second; None for shorter answers.
     """
 
     prompt_tokens: int
@@ -88,7 +88,7 @@ class Result:
     prefill_cycles: int
     decode: Report
     distance: Distance
-    host_seconds_per_token: float
+    host_seconds_per_token: float | None
 
     @property
     def chip_tokens_per_second(self) -> float:
@@ -151,7 +151,10 @@ def generate(job: Job, emit: Callable[[str], None], status: Status) -> Result:
         model = Smollm2.from_gguf(job.model_path, weights="int8", context=job.context)
     machine = Machine(model, len(prompt), job.chip, status)
     sampler = Sampler(job.temperature, job.seed)
-    tokens, logits, times, finished = [], [], [time.perf_counter()], False
+    tokens: list[int] = []
+    logits: list[jax.Array] = []
+    times: list[float] = []
+    finished = False
     stream = tokenizer.stream()
     for step_logits, likeliest in machine.steps(prompt, lambda: tokens[-1]):
         logits.append(step_logits)
@@ -169,7 +172,7 @@ def generate(job: Job, emit: Callable[[str], None], status: Status) -> Result:
     del machine, model
     with status("comparing with the fp32 model"):
         distance = compare(job, prompt, tokens, logits)
-    steady = times[2:]
+    steady = times[1:]  # the step before the second token also compiles for the host
     return Result(
         prompt_tokens=len(prompt),
         tokens=tuple(tokens),
@@ -177,7 +180,7 @@ def generate(job: Job, emit: Callable[[str], None], status: Status) -> Result:
         finished=finished,
         chip=job.chip,
         distance=distance,
-        host_seconds_per_token=(steady[-1] - times[1]) / len(steady) if steady else 0.0,
+        host_seconds_per_token=(steady[-1] - steady[0]) / (len(steady) - 1) if len(steady) > 1 else None,
         **reports,
     )
 

@@ -37,7 +37,7 @@ _MAX_EMBEDDED_ELEMENTS = 65_536
 
 def trace(
     fun: Callable[..., Any], call: FlatCall, roles: tuple[Leaf, ...], keys: tuple[AvalKey, ...], options: Options
-):
+) -> Traced:
     """Traces a function for the shapes of a call.
 
     Raises:
@@ -383,8 +383,8 @@ class Compiled(_Stage):
             s for s, place in zip(self.compiled_graph.tile_graph.storages, placed, strict=True) if place is not None
         )
         return tuple(
-            (labels.get(name, name) if storage.resident else "temporaries", *where)
-            for storage, (name, *where) in zip(used, self.compiled_graph.memory_map(), strict=True)
+            (labels.get(name, name) if storage.resident else "temporaries", side, size, slices)
+            for storage, (name, side, size, slices) in zip(used, self.compiled_graph.memory_map(), strict=True)
         )
 
     def report(self) -> Report:

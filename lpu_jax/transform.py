@@ -76,7 +76,7 @@ class LpuFunction:
 
 def _trace_context() -> tuple[Any, ...]:
     """Settings of JAX that change what a function traces to."""
-    config = jax.config
+    config: Any = jax.config
     return (
         config.jax_enable_x64,
         config.jax_default_matmul_precision,
