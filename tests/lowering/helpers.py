@@ -1,0 +1,200 @@
+"""Graphs with their arguments, and the one claim about them: the machine gives the executor's bits in known cycles."""
+
+import jax
+import numpy as np
+
+from lpu_jax.lowering.ir import GraphBuilder
+from lpu_jax.lowering.passes.schedule import verify_schedule
+from lpu_jax.lowering.pipeline import compile_graph
+from lpu_jax.runtime import numerics, vxm
+from lpu_jax.runtime.execute import execute
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import (
+    Aval,
+    Broadcast,
+    Concatenate,
+    Elementwise,
+    GatherRows,
+    Immediate,
+    LaneReduce,
+    MatMul,
+    Pad,
+    Reshape,
+    Reverse,
+    Scan,
+    ScatterRows,
+    Slice,
+    Transpose,
+)
+from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
+
+SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-126, 2.0**-149, 3.4e38, 1.0, -1.0], np.float32)
+FORMATS = {"float32": DataFormat.FP32, "float16": DataFormat.FP16, "int8": DataFormat.INT8}
+
+
+class Sketch(GraphBuilder):
+    """A GraphBuilder that keeps an argument for every input and infers the shapes of simple ops."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.rng = np.random.default_rng(seed)
+        self.arguments = []
+
+    def argument(self, array):
+        self.arguments.append(np.asarray(array))
+        return self.input(Aval(self.arguments[-1].shape, str(self.arguments[-1].dtype)))
+
+    def random(self, shape, dtype="float32", special=False):
+        return self.argument(random_array(self.rng, shape, dtype, special))
+
+    def op(self, op, *operands, shape=None, dtype=None):
+        """Result of an op; the shape and dtype of the first operand that is a value, where none are given."""
+        like = next((self.avals[v] for v in operands if not isinstance(v, Immediate)), None)
+        return self.add(op, operands, Aval(like.shape if shape is None else tuple(shape), dtype or like.dtype))[0]
+
+    def fn(self, function, *operands, dtype=None):
+        return self.op(Elementwise(function), *operands, dtype=dtype)
+
+    def reduce(self, function, x):
+        dtype = "float32" if function == "sum" else None
+        return self.op(LaneReduce(function), x, shape=(*self.avals[x].shape[:-1], 1), dtype=dtype)
+
+    def matmul(self, lhs, rhs):
+        left, right = self.avals[lhs], self.avals[rhs]
+        dtype = "int32" if left.dtype == right.dtype == "int8" else "float32"
+        shape = (*left.shape[:2], right.shape[2])
+        return self.op(MatMul(FORMATS[left.dtype], FORMATS[right.dtype]), lhs, rhs, shape=shape, dtype=dtype)
+
+    def scan(self, body, consts, carry, xs, num_iterations, reverse=False):
+        """Results of a loop; body is a finished graph."""
+        scan = Scan(body, num_iterations, len(consts), len(carry), reverse)
+        avals = [body.avals[v] for v in body.outputs]
+        ys = [Aval((num_iterations, *a.shape), a.dtype) for a in avals[len(carry) :]]
+        return self.add(scan, (*consts, *carry, *xs), *avals[: len(carry)], *ys)
+
+
+def random_array(rng, shape, dtype="float32", special=False):
+    """Random values of a dtype; with `special` zeros, infinities, NaN and subnormals among the floats."""
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(np.bool_)
+    if dtype.startswith("int"):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+    values = rng.standard_normal(shape).astype(np.float32)
+    if special:
+        chosen = rng.random(shape) < 0.3
+        values = np.where(chosen, rng.choice(SPECIAL, shape), values)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+def assert_same_bits(actual, expected, what=""):
+    actual, expected = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
+    assert actual.dtype == expected.dtype, what
+    assert actual.shape == expected.shape, what
+    if actual.tobytes() != expected.tobytes():
+        raw = f"V{actual.dtype.itemsize}"
+        wrong = np.argwhere(actual.view(raw) != expected.view(raw))
+        where = tuple(wrong[0])
+        raise AssertionError(
+            f"{what}: {len(wrong)} of {actual.size} elements differ, the first at {where}: "
+            f"{actual[where]!r} on the machine, {expected[where]!r} expected"
+        )
+
+
+def reference(graph, arguments):
+    """The graph in plain NumPy, op by op as runtime/ops.py defines them: needs no compilation by XLA."""
+    env = dict(zip(graph.inputs, arguments, strict=True)) | dict(graph.constants)
+    for equation in graph.equations:
+        operands = [np.array(v.value, v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands]
+        avals = [graph.avals[v] for v in equation.results]
+        env.update(zip(equation.results, _evaluate(equation.op, operands, avals), strict=True))
+    return [env[v] for v in graph.outputs]
+
+
+def _evaluate(op, operands, avals):
+    if isinstance(op, Scan):
+        return _scan(op, operands)
+    x, shape = operands[0], avals[0].shape
+    match op:
+        case Elementwise():
+            result = _stored(vxm.apply(np, op.function, *(_working(v, op.function) for v in operands)), avals[0])
+        case LaneReduce(function="sum"):
+            result = numerics.exact_sum(np, x)[..., None]
+        case LaneReduce():
+            columns = np.moveaxis(_working(x, op.function), -1, 0)
+            folded = columns[0]
+            for column in columns[1:]:
+                folded = vxm.apply(np, op.function, folded, column)
+            result = _stored(folded[..., None], avals[0])
+        case MatMul():
+            result = numerics.exact_dot(np, *operands, op.lhs_format, op.rhs_format)
+        case Reshape():
+            result = x.reshape(shape)
+        case Transpose():
+            result = np.transpose(x, op.permutation)
+        case Slice():
+            result = x[tuple(slice(*limits) for limits in zip(op.start, op.limit, op.stride, strict=True))]
+        case Broadcast():
+            inserted = [x.shape[op.dimensions.index(i)] if i in op.dimensions else 1 for i in range(len(shape))]
+            result = np.broadcast_to(x.reshape(inserted), shape)
+        case Concatenate():
+            result = np.concatenate(operands, op.axis)
+        case Pad():
+            result = np.pad(x, list(zip(op.low, op.high, strict=True)), constant_values=op.value)
+        case Reverse():
+            result = np.flip(x, op.axes)
+        case GatherRows():
+            result = x[operands[1]]
+        case ScatterRows():
+            result = x.copy()
+            result[operands[2]] = operands[1]
+    assert result.shape == shape
+    return [result]
+
+
+def _working(x, function):
+    """An operand as the VXM sees it: 32 bits, float32 or int32 as the function asks."""
+    if x.dtype == np.float16:
+        x = vxm.from_format(np, x, DataFormat.FP16)
+    elif x.dtype != np.float32:
+        x = x.astype(np.int32)
+    return x.view(np.int32 if function in INTEGER_FUNCTIONS else np.float32)
+
+
+def _stored(x, aval):
+    if aval.dtype in ("float32", "float16"):
+        return vxm.to_format(np, x.view(np.float32), FORMATS[aval.dtype])
+    return x.view(np.int32).astype(aval.dtype)
+
+
+def _scan(op, operands):
+    consts, carry = operands[: op.num_consts], operands[op.num_consts :][: op.num_carry]
+    xs = operands[op.num_consts + op.num_carry :]
+    ys = {}
+    order = range(op.num_iterations)
+    for i in reversed(order) if op.reverse else order:
+        results = reference(op.body, [*consts, *carry, *(x[i] for x in xs)])
+        carry, ys[i] = results[: op.num_carry], results[op.num_carry :]
+    return [*carry, *(np.stack([ys[i][k] for i in order]) for k in range(len(op.body.outputs) - op.num_carry))]
+
+
+def jitted(graph, arguments):
+    """The graph's results from the jitted executor."""
+    return [np.asarray(x) for x in jax.jit(lambda values: execute(graph, values))(list(arguments))]
+
+
+def assert_agrees(graph, chip, arguments, donated=None, model=reference):
+    """Compiles a graph and runs it: the model's bits, the predicted cycles, and a schedule free of conflicts.
+
+    model: `reference`, or `jitted` for the executor that users get.
+    """
+    compiled = compile_graph(graph, chip, donated=donated)
+    verify_schedule(compiled.schedule)
+    outputs, cycles = compiled.simulate(arguments)
+    expected = model(graph, arguments)
+    assert len(outputs) == len(expected)
+    for position, (actual, wanted) in enumerate(zip(outputs, expected, strict=True)):
+        assert_same_bits(actual, wanted, f"output {position}")
+    assert cycles == compiled.cycles
+    return compiled
