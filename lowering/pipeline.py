@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lpu_jax.lowering.analysis.bounds import resource_bounds
+from lpu_jax.lowering.analysis.tile_checks import verify_tiles
 from lpu_jax.lowering.loader import load_sram, read_outputs
 from lpu_jax.lowering.passes.emit import emit
-from lpu_jax.lowering.passes.place import AllocatedGraph, place
-from lpu_jax.lowering.passes.schedule import Schedule, schedule
+from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocation
+from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.tile_ir import TileGraph
 from lpu_jax.runtime import machine
@@ -34,8 +35,11 @@ def compile_graph(graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int
       SramOverflowError: the values do not fit.
     """
     tiles = tile(graph, chip, dict(donated or {}))
+    verify_tiles(tiles)
     allocated = place(tiles)
+    verify_allocation(allocated)
     plan = schedule(allocated)
+    verify_schedule(plan)
     program = emit(plan)
     return CompiledGraph(graph=graph, tile_graph=tiles, allocated=allocated, schedule=plan, program=program)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lpu_jax.lowering.passes.schedule import Schedule
 from lpu_jax.lowering.passes.template import Slot
-from lpu_jax.runtime.isa import Opcode, vxm_queue
+from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.isa import Opcode, queues, vxm_queue
 from lpu_jax.runtime.program import Program, ProgramBuilder
 
 
@@ -37,8 +38,6 @@ def emit(plan: Schedule) -> Program:
     return builder.build()
 
 
-def _free_queue(chip: object, used: set[int]) -> int:
+def _free_queue(chip: ChipSpec, used: set[int]) -> int:
     """A queue that is not parked gives the signal."""
-    from lpu_jax.runtime.isa import queues
-
-    return next(q for q in range(len(queues(chip)) - 1, -1, -1) if q not in used)  # type: ignore[arg-type]
+    return next(q for q in range(len(queues(chip)) - 1, -1, -1) if q not in used)

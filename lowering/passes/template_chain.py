@@ -36,8 +36,8 @@ def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
     """Builds the template of a chain; tries a delayed or unoverlapped variant where the op would block itself."""
     for delay in range(4):
         for overlap in (True, False):
-            template = _ChainBuilder(memory, op, delay, overlap).build()
-            if merge_own(template):
+            builder = _ChainBuilder(memory, op, delay, overlap)
+            if builder.num_slots() <= memory.chip.num_alus and merge_own(template := builder.build()):
                 return template
     raise ScheduleError(f"schedule: a chain of {op.num_vectors} vectors collides with itself ({op.source or op.name})")
 
@@ -72,6 +72,10 @@ class _ChainBuilder:
         return chip.cycles_per_vector(
             num_rows, product.lhs_format.significand_bytes, product.rhs_format.significand_bytes
         )
+
+    def num_slots(self) -> int:
+        """ALUs that the chain takes."""
+        return sum(self.chip.alu_slots(step.function) for step in self.steps)
 
     def build(self) -> Template:
         levels = self._levels()

@@ -1,0 +1,84 @@
+"""verify_tiles: the invariants of a TileGraph, re-derived from its ops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lpu_jax.lowering.tile_ir import (
+    ChainOp,
+    GatherInput,
+    IntArray,
+    MemoryInput,
+    MemoryOutput,
+    StepRef,
+    TileGraph,
+    TileOp,
+)
+from lpu_jax.runtime.errors import ScheduleError
+
+
+def verify_tiles(tiles: TileGraph) -> None:
+    """Checks that refs are in range and that vectors are written before they are read; raises ScheduleError."""
+    written = [np.full(s.num_vectors * s.num_iterations, s.resident) for s in tiles.storages]
+    for block in tiles.blocks:
+        for op in block.ops:
+            for refs in _reads(tiles, op):
+                _check_range(tiles, refs, op)
+                for storage in np.unique(refs[:, 0]).tolist():
+                    vectors = refs[refs[:, 0] == storage, 1]
+                    if not written[storage][vectors].all():
+                        raise ScheduleError(f"tile: storage {storage} is read before it is written {op.source}")
+            for refs in _writes(tiles, op):
+                _check_range(tiles, refs, op)
+                for storage in np.unique(refs[:, 0]).tolist():
+                    written[storage][refs[refs[:, 0] == storage, 1]] = True
+            _check_steps(op)
+        for storage in block.looped:
+            parts = written[storage].reshape(block.num_iterations, -1)
+            parts |= parts[:1]
+
+
+def _whole(tiles: TileGraph, storage: int) -> IntArray:
+    count = tiles.storages[storage].num_vectors
+    return np.stack([np.full(count, storage), np.arange(count)], axis=1)
+
+
+def _reads(tiles: TileGraph, op: TileOp) -> list[IntArray]:
+    if not isinstance(op, ChainOp):
+        return [op.source_refs, op.maps]
+    found: list[IntArray] = []
+    for item in op.inputs:
+        if isinstance(item, MemoryInput):
+            found.append(item.refs)
+        elif isinstance(item, GatherInput):
+            found.append(item.maps)
+        else:
+            found += item.activations
+            for weight in item.weights:
+                rows = weight.first + np.arange(weight.num_rows)
+                found.append(np.stack([np.full(len(rows), weight.storage), rows], axis=1))
+    return found + [output.maps for output in op.outputs if not isinstance(output, MemoryOutput)]
+
+
+def _writes(tiles: TileGraph, op: TileOp) -> list[IntArray]:
+    if not isinstance(op, ChainOp):
+        return [op.targets]
+    return [o.refs if isinstance(o, MemoryOutput) else _whole(tiles, o.table) for o in op.outputs]
+
+
+def _check_range(tiles: TileGraph, refs: IntArray, op: TileOp) -> None:
+    sizes = np.array([s.num_vectors * s.num_iterations for s in tiles.storages])
+    if len(refs) and ((refs < 0).any() or (refs[:, 0] >= len(sizes)).any() or (refs[:, 1] >= sizes[refs[:, 0]]).any()):
+        raise ScheduleError(f"tile: a ref of {type(op).__name__} leaves its storage {op.source}")
+
+
+def _check_steps(op: TileOp) -> None:
+    if not isinstance(op, ChainOp):
+        return
+    for index, step in enumerate(op.steps):
+        for operand in step.operands:
+            if isinstance(operand, StepRef) and operand.index >= index:
+                raise ScheduleError(f"tile: step {index} of a chain reads step {operand.index} {op.source}")
+    for output in op.outputs:
+        if not 0 <= output.step < len(op.steps):
+            raise ScheduleError(f"tile: output of step {output.step} of {len(op.steps)} {op.source}")
