@@ -115,42 +115,54 @@ def reference(graph, arguments):
 def _evaluate(op, operands, avals):
     if isinstance(op, Scan):
         return _scan(op, operands)
-    x, shape = operands[0], avals[0].shape
-    match op:
-        case Elementwise():
-            result = _stored(vxm.apply(np, op.function, *(_working(v, op.function) for v in operands)), avals[0])
-        case LaneReduce(function="sum"):
-            result = numerics.exact_sum(np, x)[..., None]
-        case LaneReduce():
-            columns = np.moveaxis(_working(x, op.function), -1, 0)
-            folded = columns[0]
-            for column in columns[1:]:
-                folded = vxm.apply(np, op.function, folded, column)
-            result = _stored(folded[..., None], avals[0])
-        case MatMul():
-            result = numerics.exact_dot(np, *operands, op.lhs_format, op.rhs_format)
-        case Reshape():
-            result = x.reshape(shape)
-        case Transpose():
-            result = np.transpose(x, op.permutation)
-        case Slice():
-            result = x[tuple(slice(*limits) for limits in zip(op.start, op.limit, op.stride, strict=True))]
-        case Broadcast():
-            inserted = [x.shape[op.dimensions.index(i)] if i in op.dimensions else 1 for i in range(len(shape))]
-            result = np.broadcast_to(x.reshape(inserted), shape)
-        case Concatenate():
-            result = np.concatenate(operands, op.axis)
-        case Pad():
-            result = np.pad(x, list(zip(op.low, op.high, strict=True)), constant_values=op.value)
-        case Reverse():
-            result = np.flip(x, op.axes)
-        case GatherRows():
-            result = x[operands[1]]
-        case ScatterRows():
-            result = x.copy()
-            result[operands[2]] = operands[1]
-    assert result.shape == shape
+    aval = avals[0]
+    if isinstance(op, Elementwise):
+        result = _stored(vxm.apply(np, op.function, *(_working(v, op.function) for v in operands)), aval)
+    elif isinstance(op, LaneReduce):
+        result = _lane_reduce(op.function, operands[0], aval)
+    elif isinstance(op, MatMul):
+        result = numerics.exact_dot(np, *operands, op.lhs_format, op.rhs_format)
+    else:
+        result = _MOVES[type(op)](op, operands, aval.shape)
+    assert result.shape == aval.shape
     return [result]
+
+
+def _lane_reduce(function, x, aval):
+    if function == "sum":
+        return numerics.exact_sum(np, x)[..., None]
+    columns = np.moveaxis(_working(x, function), -1, 0)
+    folded = columns[0]
+    for column in columns[1:]:
+        folded = vxm.apply(np, function, folded, column)
+    return _stored(folded[..., None], aval)
+
+
+def _broadcast(op, operands, shape):
+    sizes = dict(zip(op.dimensions, operands[0].shape, strict=True))
+    return np.broadcast_to(operands[0].reshape([sizes.get(i, 1) for i in range(len(shape))]), shape)
+
+
+def _scatter(op, operands, shape):
+    table, rows, index = operands
+    table = table.copy()
+    table[index] = rows
+    return table
+
+
+_MOVES = {
+    Reshape: lambda op, operands, shape: operands[0].reshape(shape),
+    Transpose: lambda op, operands, shape: np.transpose(operands[0], op.permutation),
+    Slice: lambda op, operands, shape: operands[0][tuple(map(slice, op.start, op.limit, op.stride))],
+    Broadcast: _broadcast,
+    Concatenate: lambda op, operands, shape: np.concatenate(operands, op.axis),
+    Pad: lambda op, operands, shape: np.pad(
+        operands[0], [*zip(op.low, op.high, strict=True)], constant_values=op.value
+    ),
+    Reverse: lambda op, operands, shape: np.flip(operands[0], op.axes),
+    GatherRows: lambda op, operands, shape: operands[0][operands[1]],
+    ScatterRows: _scatter,
+}
 
 
 def _working(x, function):
