@@ -169,7 +169,7 @@ def gather(s, draw, x):
 @step
 def scatter(s, draw, x):
     aval = s.avals[x]
-    if len(aval.shape) < 2:
+    if len(aval.shape) < 2 or aval.shape[0] < 3:
         return None
     index = draw(st.lists(st.integers(0, aval.shape[0] - 1), min_size=1, max_size=2, unique=True))
     rows = fresh(s, draw, (len(index), *aval.shape[1:]), aval.dtype)
@@ -193,7 +193,7 @@ def loop(s, draw, x):
 def sketches(draw):
     """(graph, arguments) of up to eight random ops in a row or side by side."""
     s = Sketch(draw(st.integers(0, 1000)))
-    shape = tuple(draw(st.lists(st.sampled_from((1, 2, 3)), max_size=2))) + (draw(st.sampled_from(SIZES)),)
+    shape = (*draw(st.lists(st.sampled_from((1, 2, 3)), max_size=2)), draw(st.sampled_from(SIZES)))
     values = [s.random(shape, draw(st.sampled_from(FLOATS + INTEGERS)), special=True)]
     for _ in range(draw(st.integers(1, 8))):
         build = STEPS[draw(st.sampled_from(sorted(STEPS)))]

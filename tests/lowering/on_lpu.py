@@ -1,0 +1,28 @@
+"""Runs a function in the LPU's arithmetic: traced, lowered and executed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpu_jax.lowering.ir import Graph
+from lpu_jax.lowering.lower import lower_jaxpr
+from lpu_jax.runtime.execute import execute
+
+
+def run_on_lpu(fun: Callable[..., Any], *args: Any, precision: str = "truepoint") -> Any:
+    """Results of fun as NumPy arrays, in its own structure."""
+    leaves, structure = jax.tree.flatten(args)
+    traced = jax.make_jaxpr(lambda *flat: fun(*jax.tree.unflatten(structure, flat)), return_shape=True)
+    jaxpr, shapes = traced(*leaves)
+    graph = lower_jaxpr(jaxpr, precision=precision)
+    results = [np.asarray(r) for r in execute(graph, leaves)]
+    for result, value in zip(results, graph.outputs, strict=True):
+        assert (result.shape, str(result.dtype)) == (graph.avals[value].shape, graph.avals[value].dtype)
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def lower(fun: Callable[..., Any], *args: Any, precision: str = "truepoint") -> Graph:
+    """The graph of fun."""
+    return lower_jaxpr(jax.make_jaxpr(fun)(*args), precision=precision)

@@ -1,0 +1,166 @@
+"""Placement: no word is taken from a value that is still needed, dead values make room, overflow tells what to do."""
+
+import dataclasses
+import re
+
+import pytest
+from families import FAMILIES, build
+from helpers import Sketch, assert_agrees
+
+from lpu_jax.chips import groqchip1, tiny
+from lpu_jax.lowering.passes.place import place, verify_allocation
+from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.pipeline import compile_graph
+from lpu_jax.lowering.tile_ir import GatherInput, MatMulInput, MemoryInput, MemoryOutput, PermuteOp
+from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
+from lpu_jax.runtime.ops import Aval, Immediate, Reverse
+
+
+class Owners:
+    """Which storage last wrote every word, op by op, loops unrolled; knows nothing of live ranges."""
+
+    def __init__(self, allocated):
+        self.allocated = allocated
+        self.storages = allocated.tiles.storages
+        self.owner = {}
+        for storage in self.storages:
+            if storage.resident and allocated.places[storage.id] is not None:
+                count = storage.num_vectors * storage.num_iterations
+                self.write([(storage.id, v) for v in range(count)], 0)
+
+    def words(self, refs, iteration, looped=frozenset()):
+        for storage_id, vector in refs:
+            storage, spot = self.storages[storage_id], self.allocated.places[storage_id]
+            if storage_id in looped:
+                vector += iteration * storage.num_vectors
+            group = vector % storage.interleave * storage.format.num_bytes
+            for mem_slice in spot.slices[group : group + storage.format.num_bytes]:
+                yield storage_id, (storage.hemisphere, mem_slice, spot.base + vector // storage.interleave)
+
+    def write(self, refs, iteration, looped=frozenset()):
+        for storage_id, word in self.words(refs, iteration, looped):
+            self.owner[word] = storage_id
+
+    def read(self, refs, iteration, looped=frozenset()):
+        for storage_id, word in self.words(refs, iteration, looped):
+            assert self.owner.get(word) == storage_id, f"{word} of {self.storages[storage_id]}"
+
+    def table(self, storage_id):
+        return [(storage_id, v) for v in range(self.storages[storage_id].num_vectors)]
+
+    def run(self):
+        for block in self.allocated.tiles.blocks:
+            for iteration in range(block.num_iterations):
+                for op in block.ops:
+                    reads, writes = self.accesses(op)
+                    self.read(reads, iteration, block.looped)
+                    self.write(writes, iteration, block.looped)
+        for binding in self.allocated.tiles.outputs:
+            self.read(binding.view.refs.tolist(), 0)
+
+    def accesses(self, op):
+        if isinstance(op, PermuteOp):
+            return [*op.source_refs.tolist(), *op.maps.tolist()], op.targets.tolist()
+        reads, writes = [], []
+        for item in op.inputs:
+            if isinstance(item, MemoryInput):
+                reads += item.refs.tolist()
+            elif isinstance(item, GatherInput):
+                reads += item.maps.tolist() + self.table(item.table)
+            else:
+                assert isinstance(item, MatMulInput)
+                reads += [ref for refs in item.activations for ref in refs.tolist()]
+                reads += [(w.storage, w.first + r) for w in item.weights for r in range(w.num_rows)]
+        for output in op.outputs:
+            if isinstance(output, MemoryOutput):
+                writes += output.refs.tolist()
+            else:
+                reads += output.maps.tolist()
+                writes += self.table(output.table)
+        return reads, writes
+
+
+def reversals(count, rows):
+    """A chain of lane reversals, each of which has to be written to memory."""
+    s = Sketch()
+    x = s.random((rows, 16))
+    for _ in range(count):
+        x = s.op(Reverse((1,)), s.fn("add", x, Immediate(1.0, "float32")))
+    return s.build((x,)), s.arguments
+
+
+def size(storage):
+    return storage.num_slices * storage.num_addresses
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_read_word_was_last_written_by_its_own_storage(name):
+    for chip, n in ((tiny, 17), (groqchip1, 33)):
+        Owners(place(tile(build(name, n)[0], chip))).run()
+
+
+def test_reused_words_are_owned_by_their_reader():
+    Owners(place(tile(reversals(28, 128)[0], tiny))).run()
+
+
+def test_a_word_taken_too_early_is_noticed():
+    allocated = place(tile(reversals(3, 4)[0], tiny))
+    used = [s.id for s in allocated.tiles.storages if allocated.places[s.id] and s.name.startswith("%")]
+    twins = next(
+        (a, b)
+        for a in used
+        for b in used
+        if a < b
+        and dataclasses.replace(allocated.tiles.storages[a], id=b, name="", resident=False)
+        == dataclasses.replace(allocated.tiles.storages[b], name="", resident=False)
+        and allocated.live[a][1] >= allocated.live[b][0]
+    )
+    places = list(allocated.places)
+    places[twins[1]] = places[twins[0]]
+    broken = dataclasses.replace(allocated, places=tuple(places))
+    with pytest.raises(ScheduleError, match="share address"):
+        verify_allocation(broken)
+    with pytest.raises(AssertionError):
+        Owners(broken).run()
+
+
+def test_dead_values_make_room():
+    graph, arguments = reversals(28, 128)
+    compiled = assert_agrees(graph, tiny, arguments)
+    capacity = 2 * tiny.num_slices * tiny.num_addresses_per_slice
+    assert sum(size(s) for s in compiled.tile_graph.storages) > capacity
+    assert compiled.sram_used_bytes <= tiny.usable_sram_bytes
+
+
+def test_storages_written_by_a_program_stay_in_one_bank():
+    for name in FAMILIES:
+        allocated = place(tile(build(name, 17)[0], tiny))
+        for storage, spot in zip(allocated.tiles.storages, allocated.places, strict=True):
+            if spot is not None and not storage.resident and storage.num_addresses <= tiny.num_addresses_per_bank:
+                last = spot.base + storage.num_addresses - 1
+                assert spot.base // tiny.num_addresses_per_bank == last // tiny.num_addresses_per_bank
+
+
+def test_overflow_names_value_size_and_chips():
+    s = Sketch()
+    rows = 30_000
+    x = s.input(Aval((rows, 16), "float32"))
+    graph = s.build((s.fn("neg", x),))
+    with pytest.raises(SramOverflowError) as info:
+        compile_graph(graph, tiny)
+    text = str(info.value)
+    num_bytes = rows * 16 * 4
+    assert "SRAM overflow: %0 (" in text
+    assert "bytes as FP32" in text
+    assert f"{num_bytes:_} of {tiny.usable_sram_bytes:_} usable bytes" in text
+    chips = int(re.search(r"at least (\d+) chips", text).group(1))
+    assert (chips - 1) * tiny.usable_sram_bytes < num_bytes <= chips * tiny.usable_sram_bytes
+
+
+def test_slices_are_usable_ones():
+    for name in FAMILIES:
+        allocated = place(tile(build(name, 33)[0], groqchip1))
+        for storage, spot in zip(allocated.tiles.storages, allocated.places, strict=True):
+            if spot is not None:
+                assert set(spot.slices) <= set(groqchip1.usable_slices(storage.hemisphere))
+                assert spot.base + storage.num_addresses <= groqchip1.num_addresses_per_slice

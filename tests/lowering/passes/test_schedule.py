@@ -1,0 +1,121 @@
+"""The schedule: nothing is booked twice, nothing is read before it is there, independent work overlaps."""
+
+import dataclasses
+
+import pytest
+from families import FAMILIES, build
+from helpers import Sketch
+
+from lpu_jax.chips import groqchip1, tiny
+from lpu_jax.lowering.passes.place import place
+from lpu_jax.lowering.passes.schedule import schedule, verify_schedule
+from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.pipeline import compile_graph
+from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.ops import Broadcast
+
+
+def planned(name, n, chip):
+    return schedule(place(tile(build(name, n)[0], chip)))
+
+
+def accesses(plan, op):
+    """(kind, words, cycle) of every vector that an op reads or writes, words by their place in SRAM."""
+    storages, places = plan.allocated.tiles.storages, plan.allocated.places
+    for kind, items in (("read", op.template.reads), ("write", op.template.writes)):
+        for access in items:
+            storage, spot = storages[access.storage], places[access.storage]
+            width = storage.format.num_bytes
+            for vector, cycle in zip(access.vectors.tolist(), access.cycles.tolist(), strict=True):
+                group = vector % storage.interleave * width
+                address = spot.base + vector // storage.interleave
+                for mem_slice in spot.slices[group : group + width]:
+                    # byte planes of a vector lie in several columns; an access is that of one byte
+                    yield kind, (storage.hemisphere, mem_slice, address), op.time_zero + cycle
+
+
+def assert_in_order(plan):
+    """Accesses of different ops to one word keep the order of the ops, write latency included."""
+    write_cycles = plan.allocated.tiles.chip.mem_write_cycles
+    for block in plan.blocks:
+        written, read = {}, {}
+        for op in block.ops:
+            found = list(accesses(plan, op))
+            for kind, word, cycle in found:
+                if kind == "read":
+                    assert cycle >= written.get(word, cycle), f"{word} read in {cycle} before it is written"
+                else:
+                    assert cycle >= read.get(word, cycle), f"{word} written in {cycle} before it is read"
+            for kind, word, cycle in found:
+                table, time = (read, cycle) if kind == "read" else (written, cycle + write_cycles)
+                table[word] = max(time, table.get(word, time))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_resource_is_booked_twice(name):
+    for chip, n in ((tiny, 17), (tiny, 33), (groqchip1, 321)):
+        verify_schedule(planned(name, n, chip))
+
+
+def with_first_op_at(plan, time):
+    """The plan with every op of its first block started at one time."""
+    block = plan.blocks[0]
+    ops = tuple(dataclasses.replace(op, time_zero=time) for op in block.ops)
+    return dataclasses.replace(plan, blocks=(dataclasses.replace(block, ops=ops), *plan.blocks[1:]))
+
+
+def test_verifier_notices_a_double_booking():
+    plan = planned("lane_max_min", 17, tiny)
+    assert len(plan.blocks[0].ops) > 1
+    with pytest.raises(ScheduleError, match="booked twice"):
+        verify_schedule(with_first_op_at(plan, 100))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_words_are_read_after_they_are_written(name):
+    for chip, n in ((tiny, 17), (groqchip1, 33)):
+        assert_in_order(planned(name, n, chip))
+
+
+def test_order_check_notices_an_early_read():
+    plan = planned("matmul_of_a_product", 17, tiny)
+    assert_in_order(plan)
+    with pytest.raises(AssertionError, match="before it is"):
+        assert_in_order(with_first_op_at(plan, 100))
+
+
+def reductions(count):
+    """Independent maxima over lanes, each a chain of rotations that waits for itself most of the time."""
+    s = Sketch()
+    return s.build(tuple(s.reduce("max", s.random((1, 16))) for _ in range(count)))
+
+
+def test_independent_work_fills_the_gaps():
+    one, two = (compile_graph(reductions(count), tiny) for count in (1, 2))
+    start = tiny.barrier_cycles + tiny.skew_cycles
+    assert two.cycles - start < 1.5 * (one.cycles - start)
+
+
+def test_dependent_work_takes_its_latencies():
+    s = Sketch()
+    x = s.random((1, 16))
+    first = s.reduce("max", x)
+    again = s.reduce("max", s.fn("sub", x, s.op(Broadcast((0, 1)), first, shape=(1, 16))))
+    one, two = compile_graph(reductions(1), tiny), compile_graph(s.build((again,)), tiny)
+    start = tiny.barrier_cycles + tiny.skew_cycles
+    assert two.cycles - start > 1.8 * (one.cycles - start)
+
+
+def test_cycles_are_at_least_both_bounds():
+    for name in FAMILIES:
+        cost = compile_graph(build(name, 17)[0], tiny).cost_analysis()
+        assert cost["cycles"] >= cost["resource_bound_cycles"], name
+        assert cost["cycles"] >= cost["dependency_bound_cycles"], name
+
+
+def test_blocks_last_until_their_last_write():
+    for name in FAMILIES:
+        for block in planned(name, 17, tiny).blocks:
+            last = max(op.time_zero + op.template.last_cycle() for op in block.ops)
+            assert block.period_cycles == last + tiny.mem_write_cycles
+            assert min(op.time_zero + op.template.first_cycle() for op in block.ops) >= 0

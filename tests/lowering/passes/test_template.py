@@ -1,0 +1,125 @@
+"""Templates: runs of accesses lose nothing, bookings of one op are merged only where they never meet."""
+
+import itertools
+
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lpu_jax.lowering.passes.template import Template, affine_runs, merge_own
+
+FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+INCREASING = st.lists(st.integers(0, 4), min_size=1, max_size=30).map(
+    lambda steps: np.cumsum(np.array(steps) + 1).astype(np.int64)
+)
+
+
+def pieces(draw_steps):
+    """Addresses made of a few affine pieces, as real accesses are."""
+    return np.cumsum(np.array(draw_steps)).astype(np.int64)
+
+
+@FIXED
+@given(INCREASING, st.data())
+def test_affine_runs_reproduce_all_accesses(times, data):
+    steps = st.sampled_from((-1, 0, 1, 1, 1, 7))
+    addresses = pieces(data.draw(st.lists(steps, min_size=len(times), max_size=len(times))))
+    found, following = [], 0
+    for start, count, interval, step in affine_runs(times, addresses):
+        assert start == following
+        assert count >= 1
+        found += [(times[start] + i * interval, addresses[start] + i * step) for i in range(count)]
+        following = start + count
+    assert found == list(zip(times, addresses, strict=True))
+
+
+@FIXED
+@given(st.integers(1, 50), st.integers(1, 5), st.integers(-3, 3), st.integers(0, 100))
+def test_one_affine_access_is_one_run(count, interval, step, first):
+    index = np.arange(count)
+    (run,) = affine_runs(7 + index * interval, first + index * step)
+    assert run == ((0, count, interval, step) if count > 1 else (0, 1, 1, 0))
+
+
+@FIXED
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+def test_jumps_split_runs_at_most_twice(lengths):
+    """Pieces of equal steps with jumps between them: a jump may cost a run of its own beside the two pieces."""
+    addresses = np.concatenate([100 * i + np.arange(n) for i, n in enumerate(lengths)])
+    runs = list(affine_runs(np.arange(len(addresses)), addresses))
+    assert len(runs) <= 2 * len(lengths)
+
+
+def run_cycles(start, count, interval):
+    return range(start, start + (count - 1) * interval + 1, interval)
+
+
+def booked(runs, bank=False):
+    """A template with the bookings of runs (port, queue, bank, start, count, interval) as a MEM slice makes them."""
+    template = Template()
+    for port, queue, number, start, count, interval in runs:
+        end = start + (count - 1) * interval + 1
+        template.fixed.append(((port, queue, interval if count > 1 else 1), start, end))
+        if bank:
+            template.fixed.append((("B", queue, number), start, end))
+    return template
+
+
+def collide(runs, key):
+    """Whether two runs with the same key meet in a cycle."""
+    seen = set()
+    for run in runs:
+        for cycle in run_cycles(*run[3:]):
+            if (key(run), cycle) in seen:
+                return True
+            seen.add((key(run), cycle))
+    return False
+
+
+RUNS = st.lists(
+    st.tuples(
+        st.sampled_from("RW"),
+        st.integers(0, 1),
+        st.integers(0, 1),
+        st.integers(0, 12),
+        st.integers(1, 4),
+        st.integers(1, 4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@FIXED
+@given(RUNS)
+@example([("R", 0, 0, 0, 3, 4), ("R", 0, 0, 1, 3, 4)])
+@example([("R", 0, 0, 0, 3, 4), ("R", 0, 0, 4, 3, 4)])
+def test_ports_are_merged_unless_they_collide(runs):
+    template = booked(runs)
+    assert merge_own(template) == (not collide(runs, lambda run: run[:2]))
+
+
+@FIXED
+@given(RUNS)
+def test_banks_that_collide_are_refused(runs):
+    by_port, by_bank = collide(runs, lambda run: run[:2]), collide(runs, lambda run: run[1:3])
+    if by_port or by_bank:
+        assert not merge_own(booked(runs, bank=True))
+
+
+@FIXED
+@given(RUNS)
+def test_merged_bookings_cover_every_cycle_and_are_disjoint(runs):
+    template = booked(runs, bank=True)
+    if not merge_own(template):
+        return
+    spans = {}
+    for key, start, end in template.fixed:
+        spans.setdefault(key, []).append((start, end))
+    for found in spans.values():
+        found.sort()
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(found))
+    for run in runs:
+        for key in (run[:2], ("B", *run[1:3])):
+            for cycle in run_cycles(*run[3:]):
+                assert any(start <= cycle < end for start, end in spans[key])
