@@ -40,6 +40,10 @@ class Sketch(GraphBuilder):
         self.rng = np.random.default_rng(seed)
         self.arguments = []
 
+    @property
+    def inputs(self):
+        return tuple(self._inputs)
+
     def argument(self, array):
         self.arguments.append(np.asarray(array))
         return self.input(Aval(self.arguments[-1].shape, str(self.arguments[-1].dtype)))

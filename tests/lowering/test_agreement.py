@@ -6,7 +6,7 @@ from families import FAMILIES, build, loop_body
 from helpers import Sketch, assert_agrees, jitted
 
 from lpu_jax.chips import groqchip1, tiny
-from lpu_jax.runtime.ops import Pad, ScatterRows
+from lpu_jax.runtime.ops import Broadcast, Pad, ScatterRows
 
 CHIPS = {"tiny": tiny, "groqchip1": groqchip1}
 SIZES = [("tiny", n) for n in (1, 15, 16, 17, 33)] + [("groqchip1", n) for n in (1, 319, 320, 321, 641)]
@@ -77,3 +77,11 @@ def test_every_row_can_be_replaced(num_rows):
     table, rows = s.random((num_rows, 5)), s.random((num_rows, 5))
     index = s.argument(np.arange(num_rows, dtype=np.int32))
     assert_agrees(s.build((s.op(ScatterRows(), table, rows, index),)), tiny, s.arguments)
+
+
+@pytest.mark.xfail(strict=True, reason="a vector is laid out as a table because its broadcast is one")
+def test_broadcast_vector_takes_a_row():
+    s = Sketch()
+    table = s.op(Broadcast((1,)), s.random((2,)), shape=(3, 2))
+    graph = s.build((s.op(ScatterRows(), table, s.random((1, 2)), s.argument(np.array([1], np.int32))),))
+    assert_agrees(graph, tiny, s.arguments)

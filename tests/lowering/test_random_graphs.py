@@ -169,7 +169,7 @@ def gather(s, draw, x):
 @step
 def scatter(s, draw, x):
     aval = s.avals[x]
-    if len(aval.shape) < 2 or aval.shape[0] < 3:
+    if len(aval.shape) < 2 or aval.shape[0] < 3 or x not in s.inputs:
         return None
     index = draw(st.lists(st.integers(0, aval.shape[0] - 1), min_size=1, max_size=2, unique=True))
     rows = fresh(s, draw, (len(index), *aval.shape[1:]), aval.dtype)

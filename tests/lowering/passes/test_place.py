@@ -104,20 +104,15 @@ def test_reused_words_are_owned_by_their_reader():
 
 
 def test_a_word_taken_too_early_is_noticed():
-    allocated = place(tile(reversals(3, 4)[0], tiny))
-    used = [s.id for s in allocated.tiles.storages if allocated.places[s.id] and s.name.startswith("%")]
-    twins = next(
-        (a, b)
-        for a in used
-        for b in used
-        if a < b
-        and dataclasses.replace(allocated.tiles.storages[a], id=b, name="", resident=False)
-        == dataclasses.replace(allocated.tiles.storages[b], name="", resident=False)
-        and allocated.live[a][1] >= allocated.live[b][0]
-    )
-    places = list(allocated.places)
-    places[twins[1]] = places[twins[0]]
-    broken = dataclasses.replace(allocated, places=tuple(places))
+    s = Sketch()
+    x, y = s.random((2, 16)), s.random((2, 16))
+    allocated = place(tile(s.build((s.fn("add", x, y),)), tiny))
+    first, second = (int(binding.view.refs[0, 0]) for binding in allocated.tiles.inputs)
+    storages, places = list(allocated.tiles.storages), list(allocated.places)
+    storages[second] = dataclasses.replace(storages[second], hemisphere=storages[first].hemisphere)
+    places[second] = places[first]
+    tiles = dataclasses.replace(allocated.tiles, storages=tuple(storages))
+    broken = dataclasses.replace(allocated, tiles=tiles, places=tuple(places))
     with pytest.raises(ScheduleError, match="share address"):
         verify_allocation(broken)
     with pytest.raises(AssertionError):
