@@ -16,6 +16,7 @@ from lpu_jax.lowering.tile_ir import (
     MemoryOutput,
     ScatterOutput,
     Step,
+    StepOperand,
     StepRef,
 )
 from lpu_jax.runtime.chip import Direction, Hemisphere, inward, outward
@@ -34,9 +35,11 @@ from lpu_jax.runtime.ops import Immediate
 
 def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
     """Builds the template of a chain; tries a delayed or unoverlapped variant where the op would block itself."""
-    for delay in range(4):
+    for held, delay in [(held, delay) for held in ((), _crowded(memory, op)) for delay in range(4)]:
         for overlap in (True, False):
-            builder = _ChainBuilder(memory, op, delay, overlap)
+            if len(held) * op.num_vectors > memory.chip.vxm_max_delay_cycles // 2:
+                continue
+            builder = _ChainBuilder(memory, op, delay, overlap, held)
             if builder.num_slots() <= memory.chip.num_alus and merge_own(template := builder.build()):
                 return template
     raise ScheduleError(f"schedule: a chain of {op.num_vectors} vectors collides with itself ({op.source or op.name})")
@@ -53,8 +56,44 @@ def _delayed(op: ChainOp, delay: int) -> tuple[tuple[Step, ...], tuple[MemoryOut
     return tuple(steps), tuple(dataclasses.replace(output, step=moved[output.step]) for output in op.outputs)
 
 
+def _crowded(memory: MemoryAccess, op: ChainOp) -> tuple[int, ...]:
+    """Inputs that share a slice with an earlier input: they are read first, one after the other, and held by ALUs."""
+    used: set[tuple[Hemisphere, int]] = set()
+    crowded = []
+    for index, item in enumerate(op.inputs):
+        if not isinstance(item, MemoryInput):
+            continue
+        homes = [memory.home(int(storage)) for storage in np.unique(item.refs[:, 0])]
+        slices = {(storage.hemisphere, s) for storage, place in homes for s in place.slices}
+        if slices & used:
+            crowded.append(index)
+        used |= slices
+    return tuple(crowded)
+
+
+def _hold(op: ChainOp, held: tuple[int, ...]) -> ChainOp:
+    """A chain in which identities take the held inputs; they become the first steps."""
+    if not held:
+        return op
+    place = {index: position for position, index in enumerate(held)}
+
+    def remap(operand: StepOperand) -> StepOperand:
+        if isinstance(operand, InputRef) and operand.index in place:
+            return StepRef(place[operand.index])
+        return StepRef(operand.index + len(held)) if isinstance(operand, StepRef) else operand
+
+    steps = [Step("identity", (InputRef(index),)) for index in held]
+    steps += [Step(step.function, tuple(remap(operand) for operand in step.operands)) for step in op.steps]
+    outputs = tuple(dataclasses.replace(output, step=output.step + len(held)) for output in op.outputs)
+    return dataclasses.replace(op, steps=tuple(steps), outputs=outputs)
+
+
 class _ChainBuilder:
-    def __init__(self, memory: MemoryAccess, op: ChainOp, delay: int, overlap: bool) -> None:
+    def __init__(
+        self, memory: MemoryAccess, op: ChainOp, delay: int, overlap: bool, held: tuple[int, ...] = ()
+    ) -> None:
+        op = _hold(op, held)
+        self.num_held = len(held)
         self.memory, self.op, self.chip = memory, op, memory.chip
         self.template = Template()
         self.overlap = overlap
@@ -99,14 +138,15 @@ class _ChainBuilder:
 
     def _levels(self) -> list[int]:
         """Issue of every step: as soon as its operands are there; inputs are read to arrive just then."""
-        levels: list[int] = []
-        for step in self.steps:
+        levels = [position * self.span for position in range(self.num_held)]
+        start = self.num_held * self.span + self.chip.vxm_op_cycles if self.num_held else 0
+        for step in self.steps[self.num_held :]:
             ready = [
                 levels[o.index] + self.chip.vxm_op_cycles * self.chip.alu_slots(self.steps[o.index].function)
                 for o in step.operands
                 if isinstance(o, StepRef)
             ]
-            levels.append(max(ready, default=0))
+            levels.append(max([start, *ready]))
         return levels
 
     def _side(self, index: int) -> Hemisphere:

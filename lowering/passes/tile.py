@@ -204,7 +204,13 @@ class Tiler:
         self.chains = {d: c for d, c in self.chains.items() if c is not chain}
         needed = [v for v in chain.values if self.uses[v] > 0]
         results = []
+        same: dict[StepOperand, int] = {}
         for value in needed:
+            first = same.setdefault(chain.values[value], value)
+            if first != value and value not in self.targets and self.demand.get(value) == self.demand.get(first):
+                shape = self.graph.avals[value].shape
+                self.views[value] = tuple(view.with_shape(shape) for view in self.views[first])
+                continue
             places = self.place(value, chain.domain[2])
             self.views[value] = places
             results.append((chain.values[value], places, FORMATS[self.graph.avals[value].dtype]))

@@ -52,7 +52,7 @@ class OpenChain:
     def room_for(self, chip: ChipSpec, function: str, new_inputs: int) -> bool:
         """Whether one more step fits the ALUs and streams (every input may need one ALU to hold it)."""
         inputs = len(self.inputs) + new_inputs + (self.product is not None)
-        slots = self.num_slots + chip.alu_slots(function) + inputs
+        slots = self.num_slots + chip.alu_slots(function) + inputs + 1  # one to write an operand that no step touched
         return slots <= chip.num_alus and inputs <= MAX_INPUTS
 
     def add_input(self, value: int, refs: IntArray, data_format: DataFormat) -> InputRef:
