@@ -61,7 +61,7 @@ class GraphBuilder:
 
     def constant(self, array: np.ndarray) -> int:
         """Adds a constant; equal arrays share one id."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         for value, other in self._constants:
             if other is array or (
                 other.shape == array.shape and other.dtype == array.dtype and other.tobytes() == array.tobytes()
