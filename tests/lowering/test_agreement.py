@@ -6,7 +6,7 @@ from families import FAMILIES, build, loop_body
 from helpers import Sketch, assert_agrees, jitted
 
 from lpu_jax.chips import groqchip1, tiny
-from lpu_jax.runtime.ops import Broadcast, Pad, ScatterRows
+from lpu_jax.runtime.ops import Broadcast, GatherRows, Pad, ScatterRows
 
 CHIPS = {"tiny": tiny, "groqchip1": groqchip1}
 SIZES = [("tiny", n) for n in (1, 15, 16, 17, 33)] + [("groqchip1", n) for n in (1, 319, 320, 321, 641)]
@@ -85,3 +85,10 @@ def test_broadcast_vector_takes_a_row():
     table = s.op(Broadcast((1,)), s.random((2,)), shape=(3, 2))
     graph = s.build((s.op(ScatterRows(), table, s.random((1, 2)), s.argument(np.array([1], np.int32))),))
     assert_agrees(graph, tiny, s.arguments)
+
+
+@pytest.mark.xfail(strict=True, reason="gathered rows that are cut into two storages come to lie in two hemispheres")
+def test_gathered_rows_may_need_more_than_one_storage():
+    s = Sketch()
+    table, index = s.random((2, 6 * 16)), s.argument(np.zeros(3, np.int32))
+    assert_agrees(s.build((s.op(GatherRows(), table, index, shape=(3, 6 * 16)),)), tiny, s.arguments)
