@@ -40,13 +40,6 @@ class Sketch(GraphBuilder):
         self.rng = np.random.default_rng(seed)
         self.arguments = []
 
-    @property
-    def inputs(self):
-        return tuple(self._inputs)
-
-    def is_elementwise(self, value):
-        return any(value in e.results and isinstance(e.op, Elementwise) for e in self._equations)
-
     def argument(self, array):
         self.arguments.append(np.asarray(array))
         return self.input(Aval(self.arguments[-1].shape, str(self.arguments[-1].dtype)))
