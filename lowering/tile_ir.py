@@ -244,6 +244,7 @@ class TileBlock:
     ops: tuple[TileOp, ...]
     num_iterations: int
     looped: frozenset[int]
+    reverse: bool = False  # from the last slice to the first
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from lpu_jax.lowering.passes.template import Flexible, Key, MemoryAccess, Templa
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import permute_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
-from lpu_jax.lowering.tile_ir import ChainOp, TileBlock, TileOp
+from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
 
@@ -177,12 +177,14 @@ def dependencies(allocated: AllocatedGraph, block: TileBlock) -> list[set[int]]:
     for index, op in enumerate(block.ops):
         reads, writes = set(op_reads(op)), set(op_writes(op))
         found: set[int] = set()
+        outputs = op.outputs if isinstance(op, ChainOp) else ()
+        tables = {output.table for output in outputs if isinstance(output, ScatterOutput)}
         for storage in reads:
             found.update(writers.get(storage, ()))
         for storage in writes:
             for other in (storage, *allocated.reuses[storage]):
                 found.update(readers.get(other, ()))
-                if other != storage:
+                if other != storage or storage in tables:
                     found.update(writers.get(other, ()))
         found.discard(index)
         before.append(found)
@@ -262,7 +264,7 @@ def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
 
 def _schedule_block(allocated: AllocatedGraph, block: TileBlock) -> ScheduledBlock:
     chip = allocated.tiles.chip
-    memory = MemoryAccess(allocated, block.looped, block.num_iterations)
+    memory = MemoryAccess(allocated, block)
     fitted = [part for op in block.ops for part in _fit(memory, op)]
     block, templates = dataclasses.replace(block, ops=tuple(op for op, _ in fitted)), [t for _, t in fitted]
     before = dependencies(allocated, block)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lpu_jax.lowering.passes.place import AllocatedGraph, Place
-from lpu_jax.lowering.tile_ir import IntArray, Storage
+from lpu_jax.lowering.tile_ir import IntArray, Storage, TileBlock
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere, inward, outward
 from lpu_jax.runtime.isa import Opcode, mem_queue
 
@@ -122,11 +122,11 @@ def affine_runs(times: IntArray, addresses: IntArray) -> Iterator[tuple[int, int
 class MemoryAccess:
     """Turns accesses to vectors into MEM rows, port and bank bookings."""
 
-    def __init__(self, allocated: AllocatedGraph, looped: frozenset[int], iterations: int) -> None:
+    def __init__(self, allocated: AllocatedGraph, block: TileBlock) -> None:
         self.chip: ChipSpec = allocated.tiles.chip
         self.storages = allocated.tiles.storages
         self.places = allocated.places
-        self.looped, self.iterations = looped, iterations
+        self.looped, self.iterations, self.reverse = block.looped, block.num_iterations, block.reverse
 
     def home(self, storage: int) -> tuple[Storage, Place]:
         """A storage and its place."""
@@ -167,6 +167,8 @@ class MemoryAccess:
                 accesses.append(Access(storage_id, vectors, cycles))
             addresses = place.base + vectors // storage.interleave
             step = storage.loop_step if storage_id in self.looped else 0
+            if self.reverse:
+                addresses, step = addresses + step * (self.iterations - 1), -step
             for slot in np.unique(index).tolist():
                 chosen = np.nonzero(index == slot)[0]
                 self._rows(

@@ -13,11 +13,12 @@ from collections import Counter
 
 import numpy as np
 
-from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource
+from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource, narrow_steps
 from lpu_jax.lowering.passes.tile_close import close_chain, copy_ops
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
 from lpu_jax.lowering.passes.tile_moves import (
+    FILL,
     element_indices,
     is_plain,
     keeps_vectors,
@@ -189,13 +190,12 @@ class Tiler:
         self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
 
     def may_overwrite(self, old: int, new: int, view: View) -> bool:
-        """Whether an update may be done in place: nobody else reads the old value, and the storage is ours."""
-        if self.uses[old] > 1:
-            return False
+        """Whether an update may be done in place: a loop wants the result where the old value is, which nobody else
+        reads. (Elsewhere other values may be views of the old one.)"""
         wanted = self.targets.get(new)
-        if wanted is not None:
-            return len(wanted) == 1 and np.array_equal(wanted[0].refs, view.refs)
-        return old not in self.graph.inputs and old not in self.constants
+        if wanted is None or self.uses[old] > 1:
+            return False
+        return len(wanted) == 1 and np.array_equal(wanted[0].refs, view.refs)
 
     # Chains -----------------------------------------------------------------------------------------------------
 
@@ -285,9 +285,11 @@ class Tiler:
         for value in outside:
             views = self.all_views(value) if splat else self.lanes_views(value)
             refs[value] = views[0].refs
+        dtypes = [self.graph.avals[v].dtype for v in operands]
+        narrowing = narrow_steps(op.function, dtypes, self.graph.avals[result].dtype)
         chain = self.chains.get(domain)
         missing = len(outside if chain is None else outside - chain.input_index.keys())
-        if chain is None or not chain.room_for(self.chip, op.function, missing):
+        if chain is None or not chain.room_for(self.chip, op.function, missing + len(narrowing)):
             if chain is not None:
                 self.close(chain)
                 outside = set(operands)
@@ -301,7 +303,10 @@ class Tiler:
                 step_operands.append(chain.values[operand])
             else:
                 step_operands.append(chain.add_input(operand, refs[operand], FORMATS[self.graph.avals[operand].dtype]))
-        chain.values[result] = chain.add_step(self.chip, op.function, tuple(step_operands))
+        value = chain.add_step(self.chip, op.function, tuple(step_operands))
+        for function, immediate in narrowing:
+            value = chain.add_step(self.chip, function, (value, *immediate))
+        chain.values[result] = value
         self.chain_of[result] = chain
         self.used(equation)
 
@@ -420,9 +425,12 @@ class Tiler:
         aval = self.graph.avals[result]
         splat = default_splat(aval.shape)
         elements = element_indices(op, shapes, aval.shape)
+        if isinstance(op, Pad) and np.array(op.value, aval.dtype).tobytes().strip(b"\0"):
+            elements = np.where(elements == FILL, sum(int(np.prod(shape)) for shape in shapes), elements)
+            sources = [*sources, self.builder.constant(np.array([op.value], aval.dtype), True)[0]]
         pieces = split_into_pieces(elements, splat, sources, self.chip.num_lanes)
         count = elements.size if splat else num_rows(aval.shape) * num_tiles(aval.shape, self.chip.num_lanes)
-        if is_plain(pieces, count):
+        if is_plain(pieces, count) and (elements != FILL).all():
             order = np.argsort(pieces.targets)
             view = View(aval.shape, splat, pieces.refs[pieces.sources[order]])
             self._set(equation, self._wanted(result, view))

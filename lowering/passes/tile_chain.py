@@ -9,6 +9,7 @@ import numpy as np
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import Immediate
 
 Domain = tuple[int, int, bool]
 """Iteration space of a chain: (rows, last axis, splat). Splat chains have last axis 1."""
@@ -69,3 +70,24 @@ class OpenChain:
         self.steps.append(Step(function, operands))
         self.num_slots += chip.alu_slots(function)
         return StepRef(len(self.steps) - 1)
+
+
+_KEEPS_NARROW = frozenset((
+    "identity", "neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "mask", "mask_bar", "and", "or", "xor",
+    "imax", "imin", "isign",
+))  # fmt: skip
+"""Functions whose result fits a narrow dtype when their operands are of that dtype."""
+
+
+def narrow_steps(function: str, operand_dtypes: list[str], dtype: str) -> list[tuple[str, tuple[Immediate, ...]]]:
+    """Steps that cut a 32-bit result to its narrow dtype, for those who use it without a trip to memory."""
+    comparison = function.removeprefix("i") in ("eq", "ne", "lt", "le", "gt", "ge") or function == "is_finite"
+    fits = function in _KEEPS_NARROW and all(d in (dtype, "bool") for d in operand_dtypes)
+    if dtype in ("float32", "int32") or comparison or fits or function == "to_fp16":
+        return []
+    if dtype == "float16":
+        return [("to_fp16", ())]
+    if dtype == "int8":
+        by = (Immediate(24, "int32"),)
+        return [("shift_left", by), ("shift_right_arithmetic", by)]
+    return [("and", (Immediate(255, "int32"),)), ("ine", (Immediate(0, "int32"),))]

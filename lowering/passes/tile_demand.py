@@ -76,5 +76,8 @@ def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Dem
     in_order = isinstance(equation.op, Reshape)
     if demand.num_batches and not in_order and not (isinstance(equation.op, Transpose) and demand.num_batches == 1):
         demand = Demand(mirrored=demand.mirrored)
+    result = graph.avals[equation.results[0]].shape
+    if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
+        demand = Demand(mirrored=demand.mirrored, num_batches=demand.num_batches)
     for operand in operands:
         ask(operand, demand if demand != Demand() else None)  # type: ignore[operator]

@@ -156,6 +156,14 @@ def _gather_ops(
 ) -> list[ChainOp]:
     """One vector per index from one table column."""
     groups, count = storage.interleave, len(index)
+    if any(len({builder.storages[int(s)].hemisphere for s in refs[:, 0]}) > 1 for refs in outputs):
+        home = builder.new_storage(count, form, storage.hemisphere, name="gathered")
+        whole = builder.whole(home, count)
+        ops = _gather_ops(builder, maps, index, storage, first, [whole], form, label)
+        shape = (count,)
+        return ops + copy_ops(
+            builder, View(shape, True, whole), [View(shape, True, refs) for refs in outputs], form, label
+        )
     gathered = GatherInput(np.repeat(maps, groups, axis=0), storage.id, first, form)
     if groups == 1:
         memory = tuple(MemoryOutput(0, refs, form) for refs in outputs)
@@ -225,6 +233,17 @@ def _ensure_table(tiler: Tiler, value: int) -> View:
     return targets[0]
 
 
+def _one_side(tiler: Tiler, refs: IntArray, form: DataFormat) -> IntArray:
+    """The same vectors in one hemisphere, copied if they lie in both."""
+    builder = tiler.builder
+    if len({builder.storages[int(s)].hemisphere for s in refs[:, 0]}) == 1:
+        return refs
+    storage = builder.new_storage(len(refs), form, builder.next_hemisphere(), name="rows")
+    target, shape = builder.whole(storage, len(refs)), (len(refs),)
+    tiler.ops += copy_ops(builder, View(shape, True, refs), [View(shape, True, target)], form, tiler.label)
+    return target
+
+
 def tile_scatter(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     """table[index] = rows, in place when nothing reads the old table afterwards."""
     builder, label = tiler.builder, tiler.label
@@ -253,7 +272,7 @@ def tile_scatter(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
                 ops, maps_of[key] = _address_ops(builder, index_refs, storage, True, label)
                 tiler.ops += ops
             groups = storage.interleave
-            source = row_views[0].refs.reshape(count, len(columns), 2)[:, position]
+            source = _one_side(tiler, row_views[0].refs.reshape(count, len(columns), 2)[:, position], form)
             memory = MemoryInput(np.repeat(source, groups, axis=0), form)
             output = ScatterOutput(0, maps_of[key], storage.id, first, form)
             step = Step("identity", (InputRef(0),))

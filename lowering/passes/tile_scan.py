@@ -31,7 +31,7 @@ def tile_scan(tiler: Tiler, equation: Equation, scan: Scan) -> None:
     stacked = _bind_results(tiler, body, equation, scan, looped)
     body.run()
     _close_body(body, body_graph.outputs, carry_inputs, scan.num_carry)
-    tiler.blocks.append(TileBlock(tuple(body.ops), scan.num_iterations, frozenset(looped)))
+    tiler.blocks.append(TileBlock(tuple(body.ops), scan.num_iterations, frozenset(looped), scan.reverse))
     for value, inner in zip(equation.results, carry_inputs, strict=False):
         tiler.views[value] = body.views[inner]
     for value, views in stacked.items():
