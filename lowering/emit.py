@@ -58,14 +58,14 @@ def immediate(value: object, dtype: str) -> Immediate:
     return Immediate(int(np.asarray(value, np.int32)), "int32")
 
 
-def as_operand(builder_of: Emitter, array: np.ndarray) -> Operand:
+def as_operand(emitter: Emitter, array: np.ndarray) -> Operand:
     """A known array as an operand: an immediate if it holds one value, else a constant of the graph."""
     if array.size:
         flat_first = array[(0,) * array.ndim]
         is_uniform = all(s == 0 or n == 1 for s, n in zip(array.strides, array.shape, strict=True))
         if is_uniform or ((array == flat_first).all() and _same_sign_of_zero(array)):
             return immediate(flat_first, str(array.dtype))
-    return builder_of.constant(array)
+    return emitter.constant(array)
 
 
 def _same_sign_of_zero(array: np.ndarray) -> bool:
@@ -127,13 +127,16 @@ class Emitter:
             dtype = "bool" if function in _FLAG_FUNCTIONS else default
         if all(isinstance(x, Immediate) for x in operands):
             return self._evaluate(function, operands, dtype)
-        shapes = [self.aval(x).shape for x in operands if not isinstance(x, Immediate)]
+        rest = [x for x in operands if not isinstance(x, Immediate)]
+        if function == "max" and Immediate(-math.inf, "float32") in operands and self.aval(rest[0]).dtype == dtype:
+            return rest[0]  # every softmax asks for it
+        shapes = [self.aval(x).shape for x in rest]
         shape = np.broadcast_shapes(*shapes)
         operands = tuple(x if isinstance(x, Immediate) else self.broadcast_to(x, shape) for x in operands)
         return self.add(Elementwise(function), operands, Aval(shape, dtype))[0]
 
     def _evaluate(self, function: str, operands: Sequence[Operand], dtype: str) -> Operand:
-        is_float = function not in _INT_FUNCTIONS - {"to_int"} and function[0:1] + function[1:] not in _INT_COMPARISONS
+        is_float = function not in (_INT_FUNCTIONS | _INT_COMPARISONS) - {"to_int"}
         arrays = []
         for operand in operands:
             array = np.array([operand.value], operand.dtype)  # type: ignore[union-attr]
@@ -172,9 +175,12 @@ class Emitter:
     # moves
 
     def reshape(self, x: Operand, shape: Sequence[int]) -> Operand:
-        """Row-major reshape."""
+        """Row-major reshape; a reshape of a reshape is one of what was there before."""
         if isinstance(x, Immediate) or self.aval(x).shape == tuple(shape):
             return x
+        definition = self.ranges.definition(x)
+        if definition is not None and definition.op == Reshape():
+            return self.reshape(definition.operands[0], shape)
         return self.add(Reshape(), (x,), Aval(tuple(shape), self.aval(x).dtype))[0]
 
     def transpose(self, x: Operand, permutation: Sequence[int]) -> Operand:

@@ -4,7 +4,8 @@ An op is pure data; an `Equation` binds it to operands and results by value id. 
 set: float32, float16, int32, int8, bool. Meaning, with x, y the operands (NumPy notation):
 
   Elementwise(function)       vxm.apply(function, x[, y]) on equal shapes or immediates; then rounded/cast to the
-                              result dtype (float16: to_fp16; bool: 0 or 1)
+                              result dtype (float16: to_fp16; bool: 0 or 1). Where an integer or logic function meets a
+                              float, or the other way round, the 32 bits are kept (a float16 counts as its float32)
   Reshape()                   row-major reshape to the result's shape
   Transpose(permutation)      np.transpose
   Slice(start, limit, stride) x[start:limit:stride] per axis

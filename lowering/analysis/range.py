@@ -205,7 +205,7 @@ class RangeAnalysis:
 
     def _selected(self, operands: tuple[int | Immediate, ...]) -> Range:
         """or(mask(x, p), mask_bar(y, p)) is a choice of x or y."""
-        definitions = [self._definition(x) for x in operands]
+        definitions = [self.definition(x) for x in operands]
         chosen = []
         for definition in definitions:
             if definition is None or not isinstance(definition.op, Elementwise):
@@ -216,17 +216,18 @@ class RangeAnalysis:
             return ANYTHING
         return union([self.of(lhs[0]), self.of(rhs[0])])
 
-    def _definition(self, operand: int | Immediate) -> Equation | None:
+    def definition(self, operand: int | Immediate) -> Equation | None:
+        """The equation that makes a value; None for inputs, constants and immediates."""
         return self._definitions.get(operand) if isinstance(operand, int) else None
 
     def _reduction_behind(self, operand: int | Immediate) -> Equation | None:
         """The lane reduction that a splat was made from, seen through moves and max(-inf, x)."""
-        definition = self._definition(operand)
+        definition = self.definition(operand)
         while definition is not None and not isinstance(definition.op, LaneReduce):
             rest = [x for x in definition.operands if not isinstance(x, Immediate)]
             is_passing = isinstance(definition.op, Reshape | Broadcast) or definition.op == Elementwise("identity")
             is_passing |= definition.op == Elementwise("max") and len(rest) == 1
-            definition = self._definition(rest[0]) if is_passing else None
+            definition = self.definition(rest[0]) if is_passing else None
         return definition
 
     def _is_maximum_of(self, splat: int | Immediate, x: int | Immediate) -> bool:

@@ -118,14 +118,15 @@ def _row_index(ctx: RuleContext, starts: Sequence[Operand], shape: Sequence[int]
         grid += ((steps + np.int32(first)) * np.int32(stride)).reshape(
             [-1 if i == axis else 1 for i in range(len(sizes))]
         )
-    index: Operand = ctx.constant(grid.reshape(-1))
     count = grid.size
+    has_offsets = count > 1 or grid.any() or all(isinstance(start, Immediate) for start in starts)
+    index: Operand | None = ctx.constant(grid.reshape(-1)) if has_offsets else None
     for start, stride in zip(starts, strides, strict=True):
         if isinstance(start, Immediate):
             continue
         offset = ctx.elementwise("imul", start, ctx.immediate(stride, "int32")) if stride != 1 else start
         splat = ctx.broadcast(offset, (count,), ())
-        index = splat if not grid.any() and count == 1 else ctx.elementwise("iadd", splat, index)
+        index = splat if index is None else ctx.elementwise("iadd", splat, index)
     return index  # type: ignore[return-value]
 
 
@@ -140,9 +141,9 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
         return [x]
     shape, sizes = ctx.avals_in[0].shape, [int(n) for n in slice_sizes]
     clamped = _window(ctx, starts, shape, sizes)
-    for axis, start in enumerate(clamped):
-        if isinstance(start, Immediate):
-            x = ctx.slice_axis(x, axis, int(start.value), int(start.value) + sizes[axis])
+    first = [int(start.value) if isinstance(start, Immediate) else 0 for start in clamped]
+    limit = [a + n if isinstance(s, Immediate) else m for a, n, m, s in zip(first, sizes, shape, clamped, strict=True)]
+    x = ctx.slice(x, first, limit)
     last = _last_dynamic_axis(clamped)
     if last == len(shape) - 1 and last >= 0:
         x = _dynamic_lane(ctx, x, clamped[last], sizes[last])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What lower_jaxpr promises: all missing primitives at once, clear refusals, stable text, folded constants, user rules."""
+"""What lower_jaxpr promises: all missing primitives at once, clear refusals, stable text, known constants, user rules."""
 
 import subprocess
 import sys
@@ -165,10 +165,11 @@ graph(%0:f16[3,4], %1:f16[4,2], %2:f32[2]) {
   %4:f16[1,4,2] = Reshape() %1
   %5:f32[1,3,2] = MatMul(lhs_format=<DataFormat.FP16: 2>, rhs_format=<DataFormat.FP16: 2>) %3 %4
   %6:f32[3,2] = Reshape() %5
-  %7:f32[3,2] = Broadcast(dimensions=(1,)) %2
-  %8:f32[3,2] = Elementwise(function='add') %6 %7
-  %9:f32[3,2] = Elementwise(function='max') %8 0.0
-  return %9
+  %7:f32[1,2] = Reshape() %2
+  %8:f32[3,2] = Broadcast(dimensions=(0, 1)) %7
+  %9:f32[3,2] = Elementwise(function='add') %6 %8
+  %10:f32[3,2] = Elementwise(function='max') %9 0.0
+  return %10
 }"""
 
 

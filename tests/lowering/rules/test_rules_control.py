@@ -101,7 +101,7 @@ def test_a_long_scan_in_a_scan_is_refused(lowered):
 
         return lax.scan(step, xs[0], xs)
 
-    with pytest.raises(UnsupportedPrimitiveError, match="scan of 65 iterations inside a scan; .* unrolled up to 64"):
+    with pytest.raises(UnsupportedPrimitiveError, match=r"scan of 65 iterations inside a scan; .* unrolled up to 64"):
         lowered(fun, XS)
 
 

@@ -106,11 +106,11 @@ def test_highest_precision_is_the_rounded_real_product(on_lpu, lowered, random, 
 
 
 def test_rows_of_zeros_infinities_and_nans(on_lpu):
-    lhs = np.array([[0, 0], [np.inf, 1], [np.nan, 1], [3e38, 3e38], [1e-38, 1e-38]], np.float32)
+    lhs = np.array([[0, 0], [np.inf, 1], [np.nan, 1], [3e38, 3e38], [2e-38, 2e-38]], np.float32)
     rhs = np.array([[1, 2], [4, 8]], np.float32)
     result = on_lpu(jnp.matmul, lhs, rhs)
     np.testing.assert_array_equal(result[:4], [[0, 0], [np.inf, np.inf], [np.nan, np.nan], [np.inf, np.inf]])
-    np.testing.assert_allclose(result[4], [5e-38, 1e-37], rtol=2.0**-10)
+    np.testing.assert_allclose(result[4], [1e-37, 2e-37], rtol=2.0**-10)
 
 
 def test_matrices_of_zeros_infinities_and_nans(on_lpu):

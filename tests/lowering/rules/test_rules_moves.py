@@ -29,7 +29,7 @@ MOVES = {
     "broadcast": lambda x: jnp.broadcast_to(x[:, :1], (2, 3, 5, 7)),
     "broadcast_in_dim": lambda x: lax.broadcast_in_dim(x, (3, 2, 5, 7), (0, 2, 3)),
     "pad": lambda x: jnp.pad(x, ((0, 1), (2, 0), (1, 1)), constant_values=3),
-    "pad with negative widths": lambda x: lax.pad(x, 1.0, ((0, 0, 0), (-1, 2, 0), (1, -2, 0))),
+    "pad with negative widths": lambda x: lax.pad(x, jnp.ones((), x.dtype), ((0, 0, 0), (-1, 2, 0), (1, -2, 0))),
     "roll": lambda x: jnp.roll(x, 2, axis=2),
     "tril": lambda x: jnp.tril(x),
     "swapaxes": lambda x: jnp.swapaxes(x, 0, 1),
