@@ -44,7 +44,7 @@ def close_to_xla(compiled, fun, *args):
 
 
 def test_mlp():
-    mlp = Mlp([24, 40, 33, 5], rngs=nnx.Rngs(0))
+    mlp = Mlp([24, 33, 5], rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
     graph, arguments = lowered(lambda mlp, x: mlp(x), mlp, x)
     compiled = assert_agrees(graph, groqchip1, arguments, model=jitted)

@@ -1,11 +1,11 @@
-"""Random graphs on the tiny chip: whatever the ops and shapes, machine and executor agree in bits and cycles."""
+"""Random graphs: whatever the ops and shapes, machine and executor agree in bits and cycles."""
 
 import numpy as np
 from helpers import Sketch, assert_agrees, jitted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lpu_jax.chips import tiny
+from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.runtime.ops import (
     Broadcast,
     Concatenate,
@@ -20,7 +20,6 @@ from lpu_jax.runtime.ops import (
 )
 
 SIZES = (1, 2, 3, 5, 15, 16, 17, 33)
-MAX_ELEMENTS = 300
 FLOATS, INTEGERS = ("float32", "float16"), ("int32", "int8", "bool")
 UNARY = ("exp", "tanh", "neg", "abs", "floor", "sign", "rsqrt")
 BINARY = ("add", "sub", "mul", "div", "max", "min")
@@ -194,15 +193,15 @@ def loop(s, draw, x):
 
 
 @st.composite
-def sketches(draw):
+def sketches(draw, sizes=SIZES, max_elements=300):
     """(graph, arguments) of up to eight random ops in a row or side by side."""
     s = Sketch(draw(st.integers(0, 1000)))
-    shape = (*draw(st.lists(st.sampled_from((1, 2, 3)), max_size=2)), draw(st.sampled_from(SIZES)))
+    shape = (*draw(st.lists(st.sampled_from((1, 2, 3)), max_size=2)), draw(st.sampled_from(sizes)))
     values = [s.random(shape, draw(st.sampled_from(FLOATS + INTEGERS)), special=True)]
     for _ in range(draw(st.integers(1, 8))):
         build = STEPS[draw(st.sampled_from(sorted(STEPS)))]
         value = build(s, draw, draw(st.sampled_from(values[-3:])))
-        if value is not None and np.prod(s.avals[value].shape) <= MAX_ELEMENTS:
+        if value is not None and np.prod(s.avals[value].shape) <= max_elements:
             values.append(value)
     outputs = draw(st.lists(st.sampled_from(values), max_size=2))
     return s.build((values[-1], *outputs)), s.arguments
@@ -211,15 +210,22 @@ def sketches(draw):
 COMMON = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=40, **COMMON)
+@settings(max_examples=150, **COMMON)
 @given(sketches())
 def test_machine_agrees_with_definition(sketch):
     graph, arguments = sketch
     assert_agrees(graph, tiny, arguments)
 
 
-@settings(max_examples=6, **COMMON)
+@settings(max_examples=15, **COMMON)
 @given(sketches())
 def test_machine_agrees_with_jitted_executor(sketch):
     graph, arguments = sketch
     assert_agrees(graph, tiny, arguments, model=jitted)
+
+
+@settings(max_examples=30, **COMMON)
+@given(sketches(sizes=(1, 319, 320, 321, 641), max_elements=4000))
+def test_machine_of_320_lanes_agrees_with_definition(sketch):
+    graph, arguments = sketch
+    assert_agrees(graph, groqchip1, arguments)
