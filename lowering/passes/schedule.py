@@ -251,10 +251,10 @@ class _Vectors:
 
 def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
     """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
-    build = chain_template if isinstance(op, ChainOp) else permute_template
     count = op.num_vectors if isinstance(op, ChainOp) else len(op.maps)
     try:
-        return [(op, build(memory, op))]  # type: ignore[operator]
+        template = chain_template(memory, op) if isinstance(op, ChainOp) else permute_template(memory, op)
+        return [(op, template)]
     except ScheduleError:
         if count == 1:
             raise

@@ -303,10 +303,10 @@ class Tiler:
                 step_operands.append(chain.values[operand])
             else:
                 step_operands.append(chain.add_input(operand, refs[operand], FORMATS[self.graph.avals[operand].dtype]))
-        value = chain.add_step(self.chip, op.function, tuple(step_operands))
+        step = chain.add_step(self.chip, op.function, tuple(step_operands))
         for function, immediate in narrowing:
-            value = chain.add_step(self.chip, function, (value, *immediate))
-        chain.values[result] = value
+            step = chain.add_step(self.chip, function, (step, *immediate))
+        chain.values[result] = step
         self.chain_of[result] = chain
         self.used(equation)
 
