@@ -140,6 +140,8 @@ class _Interpreter:
         ctx = self._context(emitter, depth, eqn)
         if registration is None:
             raise ctx.unsupported("it depends on constants that could not be evaluated")
+        if unknown := registration.unknown_parameters(eqn.params):
+            raise ctx.unsupported(f"its rule does not know the parameters {unknown} of this JAX version")
         ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
         if is_higher_order:
             return list(registration.rule(ctx, *values, **eqn.params))

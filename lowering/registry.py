@@ -11,7 +11,8 @@ ignored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,6 +85,12 @@ class Registration:
 
     rule: Rule
     is_higher_order: bool = False
+
+    def unknown_parameters(self, params: Mapping[str, Any]) -> list[str]:
+        """Parameters of an equation that the rule does not name."""
+        known = inspect.signature(self.rule).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+        return [] if takes_all else sorted(set(params) - set(known))
 
 
 _RULES: dict[str, Registration] = {}

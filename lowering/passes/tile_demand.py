@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lpu_jax.lowering.passes.tile_moves import keeps_vectors
 from lpu_jax.lowering.passes.tile_storage import Demand
 from lpu_jax.runtime.ops import (
@@ -16,6 +18,9 @@ from lpu_jax.runtime.ops import (
     ScatterRows,
     Transpose,
 )
+
+Ask = Callable[[object, Demand | None], None]
+"""Merges a demand into what is known of a value."""
 
 _DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, Elementwise)
 
@@ -50,23 +55,23 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
     return found
 
 
-def _ask_through_update(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: object) -> None:
+def _ask_through_update(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: Ask) -> None:
     """An updated value that is installed as weights had better be laid out as weights before the update, too."""
     result = equation.results[0]
     demand = found.get(result)
     if demand is not None and demand.num_batches:
         for operand in equation.operands:
             if isinstance(operand, int) and graph.avals[operand] == graph.avals[result]:
-                ask(operand, Demand(num_batches=demand.num_batches))  # type: ignore[operator]
+                ask(operand, Demand(num_batches=demand.num_batches))
 
 
-def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: object) -> None:
+def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: Ask) -> None:
     body = demands(op.body)
     for operand, value in zip(equation.operands, op.body.inputs, strict=True):
-        ask(operand, body.get(value))  # type: ignore[operator]
+        ask(operand, body.get(value))
 
 
-def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: object) -> None:
+def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: Ask) -> None:
     """A move that keeps vectors passes the demand on; batched weights only if their rows stay in order."""
     demand = found.get(equation.results[0])
     operands = [v for v in equation.operands if isinstance(v, int)]
@@ -80,4 +85,4 @@ def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Dem
     if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
         demand = Demand(mirrored=demand.mirrored, num_batches=demand.num_batches)
     for operand in operands:
-        ask(operand, demand if demand != Demand() else None)  # type: ignore[operator]
+        ask(operand, demand if demand != Demand() else None)

@@ -8,6 +8,7 @@ from lpu_jax.lowering.passes.tile import Tiler, default_splat
 from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import TileBlock, View
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Aval, Equation, Scan
 
 
@@ -134,7 +135,10 @@ def _close_body(body: Tiler, outputs: tuple[int, ...], carry_inputs: list[int], 
         body.ops += copy_ops(body.builder, source, targets, form, body.label)
 
 
-def _without_swaps(body: Tiler, moved: list) -> list:  # type: ignore[type-arg]
+CarryCopy = tuple[View, tuple[View, ...], DataFormat]
+
+
+def _without_swaps(body: Tiler, moved: list[CarryCopy]) -> list[CarryCopy]:
     """A carry that is read for another carry after it was overwritten is saved first."""
     homes = {int(s) for _, targets, _ in moved for view in targets for s in view.refs[:, 0]}
     safe = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +28,8 @@ _UNARY = {
     "sign": ("sign", "isign"),
     "floor": ("floor", None),
     "ceil": ("ceil", None),
-    "erf": ("erf", None),
 }
-_UNARY_WITH_ACCURACY = ("exp", "log", "tanh", "rsqrt", "sqrt", "sin", "cos", "log1p", "expm1")
+_UNARY_WITH_ACCURACY = ("exp", "log", "tanh", "rsqrt", "sqrt", "sin", "cos", "log1p", "expm1", "erf")
 _LOGIC = ("and", "or", "xor")
 _SHIFTS = ("shift_left", "shift_right_arithmetic", "shift_right_logical")
 
@@ -150,9 +150,36 @@ def _logistic(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence
 
 
 @register_lowering("erfc")
-def _erfc(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+def _erfc(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
     """1 - erf(x): absolute error 2^-24, so values far in the tail lose relative accuracy."""
+    ctx.require(accuracy=(accuracy, [None]))
     return [ctx.elementwise("sub", ctx.immediate(1.0), ctx.elementwise("erf", x), dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("log2")
+def _log2(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
+    """log(x) * (1 / ln 2)"""
+    ctx.require(accuracy=(accuracy, [None]))
+    scale = ctx.immediate(1 / math.log(2))
+    return [ctx.elementwise("mul", ctx.elementwise("log", x), scale, dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("one_minus_square")
+def _one_minus_square(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
+    """1 - x * x"""
+    square = ctx.elementwise("mul", x, x)
+    return [ctx.elementwise("sub", ctx.immediate(1.0), square, dtype=ctx.avals_out[0].dtype)]
+
+
+@register_lowering("polynomial")
+def _polynomial(ctx: RuleContext, x: Operand, *coefficients: Operand, unroll: Any = None) -> Sequence[Operand]:
+    """Horner's rule; coefficients come lowest power first."""
+    del unroll  # a hint
+    dtype = ctx.avals_out[0].dtype
+    *rest, result = coefficients
+    for coefficient in reversed(rest):
+        result = ctx.elementwise("add", ctx.elementwise("mul", result, x), coefficient)
+    return [ctx.elementwise("identity", ctx.broadcast_to(result, ctx.avals_out[0].shape), dtype=dtype)]
 
 
 @register_lowering("exp2")
