@@ -1,4 +1,4 @@
-"""What lower_jaxpr promises: all missing primitives at once, clear refusals, stable text, known constants, user rules."""
+"""What lower_jaxpr promises: one error for all that is missing, clear refusals, stable text, folding, user rules."""
 
 import subprocess
 import sys
@@ -244,3 +244,9 @@ def test_broadcasts_of_resident_values_stay_in_the_main_part():
     prologue, main = split_resident(graph, {0})
     assert [prologue.avals[v].shape for v in prologue.outputs] == [(4,)]
     assert [type(e.op).__name__ for e in main.equations] == ["Broadcast", "Elementwise"]
+
+
+def test_a_parameter_that_a_rule_does_not_name_is_refused(halve):
+    register_lowering(halve)(lambda ctx, x: [x])
+    with pytest.raises(UnsupportedPrimitiveError, match=r"does not know the parameters \['times'\]"):
+        lower(lambda x: halve.bind(x, times=1), X)

@@ -143,6 +143,15 @@ def test_clamp_with_scalar_bounds_and_nan(on_lpu):
     np.testing.assert_array_equal(on_lpu(lambda x: lax.clamp(0.0, x, 1.0), x), lax.clamp(0.0, x, 1.0))
 
 
+@pytest.mark.skipif(not hasattr(lax, "polynomial"), reason="lax.polynomial came with JAX 0.12")
+def test_primitives_of_newer_releases(on_lpu, random):
+    x = random.normal(size=(3, 4)).astype(np.float32)
+    coefficients = [np.float32(c) for c in (1, -2, 0.5)]
+    wanted = 1 - 2 * x.astype(np.float64) + x.astype(np.float64) ** 2 / 2
+    np.testing.assert_allclose(on_lpu(lambda x: lax.polynomial(x, coefficients), x), wanted, atol=8 * ULP, rtol=2 * ULP)
+    np.testing.assert_allclose(on_lpu(lax.one_minus_square, x), 1 - x.astype(np.float64) ** 2, atol=ULP, rtol=2 * ULP)
+
+
 CONVERSIONS = [
     (np.float32, np.float16), (np.float16, np.float32), (np.float32, np.int32), (np.int32, np.float32),
     (bool, np.float32), (bool, np.int32), (bool, np.float16), (np.int8, np.float32), (np.int8, np.int32),
