@@ -134,7 +134,7 @@ def _matmul(op: MatMul, operands: list[Array], aval: Aval) -> Array:
 
 
 def _product(op: MatMul, lhs: Array, rhs: Array) -> Array:
-    if rhs.dtype == np.float64:
+    if op.rhs_format is DataFormat.INT8 and rhs.dtype != np.int8:
         return numerics.exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
     return numerics.exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
 
