@@ -14,6 +14,7 @@ from lpu_jax.lowering.analysis.tile_checks import verify_tiles
 from lpu_jax.lowering.loader import load_sram, read_outputs
 from lpu_jax.lowering.passes.emit import emit
 from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocation
+from lpu_jax.lowering.passes.roll import roll
 from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.tile_ir import TileGraph
@@ -34,6 +35,7 @@ def compile_graph(graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int
     Raises:
       SramOverflowError: the values do not fit.
     """
+    graph = roll(graph)
     tiles = tile(graph, chip, dict(donated or {}))
     verify_tiles(tiles)
     allocated = place(tiles)

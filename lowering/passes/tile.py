@@ -42,6 +42,7 @@ from lpu_jax.lowering.tile_ir import (
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.ops import (
     Aval,
+    Concatenate,
     Elementwise,
     Equation,
     GatherRows,
@@ -101,6 +102,7 @@ class Tiler:
         self.blocks: list[TileBlock] = []
         self.bindings: list[Binding] = []
         self.donated_xs: dict[int, int] = {}
+        self.ready: set[int] = set()
         self.demand_of_none = Demand()
         self.table_demand = Demand(table=True)
         self.label = ("", "")
@@ -114,29 +116,59 @@ class Tiler:
 
         Loop inputs and large ones choose their plane first: their storages are the hardest to fit.
         """
-        stacked = {v: e for e in self.graph.equations if isinstance(e.op, Scan) for v in _scan_xs(e)}
-        for value in sorted(self.graph.inputs, key=lambda v: (-self._size(v), v)):
+        looped = {v for e in self.graph.equations if isinstance(e.op, Scan) for v in _scan_xs(e)}
+        groups = self._stacked_inputs(looped)
+        grouped = {v for values in groups.values() for v in values}
+        homes = [v for v in self.graph.inputs if v not in grouped] + list(groups)
+        for value in sorted(homes, key=lambda v: (-self._size(v), v)):
             aval = self.graph.avals[value]
             demand = self.demand.get(value, Demand())
-            if value in stacked:
-                iterations = aval.shape[0]
-                part = Aval(aval.shape[1:], aval.dtype)
-                views = self.builder.allocate(
-                    part,
-                    default_splat(part.shape),
-                    demand,
-                    num_iterations=iterations,
-                    resident=True,
-                    name=f"%{value}",
-                )
-                self.bindings.extend(Binding(value, view, iterations, aval.dtype) for view in views)
+            iterations = aval.shape[0] if value in looped else 1
+            part = Aval(aval.shape[1:], aval.dtype) if value in looped else aval
+            views = self.builder.allocate(
+                part,
+                default_splat(part.shape),
+                demand,
+                num_iterations=iterations,
+                resident=True,
+                name=f"%{groups.get(value, (value,))[0]}",
+            )
+            for view in views:
+                stacked = self.builder.stacked(view, iterations)
+                if value in groups:
+                    parts = stacked.refs.reshape(iterations, -1, 2)
+                    for turn, argument in enumerate(groups[value]):
+                        turn_view = View(part.shape, view.splat, parts[turn])
+                        self.bindings.append(Binding(argument, turn_view, 1, aval.dtype))
+                else:
+                    self.bindings.append(Binding(value, view, iterations, aval.dtype))
+            if value in looped:
                 self.views[value] = tuple(self.builder.stacked(view, iterations) for view in views)
             else:
-                splat = default_splat(aval.shape)
-                views = self.builder.allocate(aval, splat, demand, resident=True, name=f"%{value}")
-                self.bindings.extend(Binding(value, view, 1, aval.dtype) for view in views)
                 self.views[value] = views
         self._find_donated(donated)
+
+    def _stacked_inputs(self, looped: set[int]) -> dict[int, tuple[int, ...]]:
+        """Loop inputs that are nothing but arguments joined, one per iteration: the host lays those out stacked."""
+        maker = {result: e for e in self.graph.equations for result in e.results}
+        found: dict[int, tuple[int, ...]] = {}
+        for value in sorted(looped):
+            join = maker.get(value)
+            if join is None or join.op != Concatenate(0) or self.uses[value] != 1:
+                continue
+            rows = [maker.get(v) for v in join.operands if isinstance(v, int)]
+            arguments = [row.operands[0] for row in rows if row is not None and isinstance(row.op, Reshape)]
+            shape = self.graph.avals[value].shape[1:]
+            if len(arguments) == self.graph.avals[value].shape[0] and all(
+                isinstance(v, int)
+                and v in self.graph.inputs
+                and self.uses[v] == 1
+                and self.graph.avals[v].shape == shape
+                for v in arguments
+            ):
+                found[value] = tuple(v for v in arguments if isinstance(v, int))
+                self.ready.update(v for e in (join, *rows) if e is not None for v in e.results)
+        return found
 
     def _size(self, value: int) -> int:
         """Elements of one storage of an input: all iterations of a loop input, one column tile of others."""
@@ -242,6 +274,8 @@ class Tiler:
         for equation in self.graph.equations:
             self.label = (equation.source, equation.name)
             op = equation.op
+            if equation.results[0] in self.ready:
+                continue
             if isinstance(op, Elementwise):
                 self._elementwise(equation, op)
             elif isinstance(op, MatMul):
