@@ -105,6 +105,8 @@ class Tables:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
         fixed = [(self[key], start, end) for key, start, end in template.fixed]
         pools = [[(c, [self[key] for key in keys]) for c, keys in self.pool(f)] for f in template.flexible]
+        if any(self._choose_alone(template.flexible, pool) for pool in ("stream", "alu")):
+            raise ScheduleError("schedule: one op wants more streams or ALUs than the chip has")
         time = earliest
         while True:
             moved = self._next_fixed(fixed, time)
@@ -115,6 +117,13 @@ class Tables:
             if chosen is not None:
                 return time, chosen
             time = moved
+
+    def _choose_alone(self, flexible: list[Flexible], pool: str) -> bool:
+        """Whether an op finds no room for its resources of a pool even on an idle chip."""
+        own = [item for item in flexible if item.pool == pool]
+        idle = Tables(self.chip)
+        pools = [[(c, [idle[key] for key in keys]) for c, keys in self.pool(item)] for item in own]
+        return self._choose(own, pools, 0)[0] is None
 
     @staticmethod
     def _next_fixed(fixed: list[tuple[Table, int, int]], time: int) -> int:
@@ -143,10 +152,8 @@ class Tables:
                     own += [(table, start, end) for table in tables]
                     break
                 wait = free - start if wait is None else min(wait, free - start)
-            else:
-                if wait is None:
-                    raise ScheduleError(f"schedule: one op wants more {item.pool}s than the chip has")
-                return None, time + wait
+            else:  # taken by others, or by this op itself because others pushed its first choices aside
+                return None, time + (wait or 1)
         return tuple(chosen), time
 
     def book(self, template: Template, time: int, chosen: tuple[int, ...]) -> None:

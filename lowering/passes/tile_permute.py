@@ -42,26 +42,23 @@ def permute_pieces(
     target_of = pieces.targets[order]
     rank = np.arange(len(order)) - np.searchsorted(target_of, target_of)  # number of the piece within its target
     depth = int(rank.max()) + 1 if len(rank) else 0
+    if depth == 1 and len(order) == count and len(targets) == 1:
+        return _permute(builder, pieces, order, targets[0].refs[target_of], data_format, label)
     ops: list[TileOp] = []
-    layers: list[IntArray] = []
-    masks: list[IntArray] = []
+    merger = _Merger(builder, targets, data_format, label)
     for level in range(max(depth, 1)):
         chosen = order[rank == level]
-        if depth == 1 and len(chosen) == count and len(targets) == 1:
-            inverse = pieces.targets[chosen]
-            ops += _permute(builder, pieces, chosen, targets[0].refs[inverse], data_format, label)
-            return ops
-        layer = _zeros(builder, count, data_format)
+        layer, mask = _zeros(builder, count, data_format), None
         if len(chosen):
             side = builder.storages[pieces.refs[pieces.sources[chosen[0]], 0]].hemisphere
             storage = builder.new_storage(len(chosen), data_format, side, name="pieces")
             written = builder.whole(storage, len(chosen))
             ops += _permute(builder, pieces, chosen, written, data_format, label)
             layer[pieces.targets[chosen]] = written
-        layers.append(layer)
         if lanes_of is not None:
-            masks.append(_one_hot(builder, count, pieces.targets[chosen], lanes_of[chosen]))
-    return ops + _merge(builder, layers, masks, targets, data_format, label)
+            mask = _one_hot(builder, count, pieces.targets[chosen], lanes_of[chosen])
+        ops += merger.add(layer, mask, level == max(depth, 1) - 1)
+    return ops
 
 
 def _one_hot(builder: StorageBuilder, count: int, targets: np.ndarray, lanes: np.ndarray) -> IntArray:
@@ -116,38 +113,57 @@ def _raw(data_format: DataFormat) -> DataFormat:
     return {1: DataFormat.UINT8, 2: DataFormat.INT16, 4: DataFormat.INT32}[data_format.num_bytes]
 
 
-def _merge(
-    builder: StorageBuilder,
-    layers: list[IntArray],
-    masks: list[IntArray],
-    targets: tuple[View, ...],
-    data_format: DataFormat,
-    label: Label,
-) -> list[TileOp]:
-    """target = layers[0] | layers[1] | ... (each layer under its mask, if there are masks), a few per chain."""
-    raw = _raw(data_format)
-    ops: list[TileOp] = []
-    merged: IntArray | None = None
-    while True:
-        group, layers = layers[:_MERGED_AT_ONCE], layers[_MERGED_AT_ONCE:]
-        hiding, masks = masks[:_MERGED_AT_ONCE], masks[_MERGED_AT_ONCE:]
-        inputs = [MemoryInput(layer, raw) for layer in group]
-        steps = [Step("identity", (InputRef(index),)) for index in range(len(group))]
-        if hiding:
-            inputs += [MemoryInput(mask, DataFormat.UINT8) for mask in hiding]
-            steps = [Step("mask", (InputRef(i), InputRef(len(group) + i))) for i in range(len(group))]
-        last = 0
-        for index in range(1, len(group)):
-            steps.append(Step("or", (StepRef(last), StepRef(index))))
-            last = len(steps) - 1
-        if merged is not None:
-            inputs.append(MemoryInput(merged, raw))
-            steps.append(Step("or", (StepRef(last), InputRef(len(inputs) - 1))))
-            last = len(steps) - 1
-        if not layers:
-            outputs = [(last, target.refs, raw) for target in targets]
-            return ops + list(split_sides(builder, chain_op(inputs, steps, outputs, label)))
-        storage = builder.new_storage(len(group[0]), data_format, builder.next_hemisphere(), name="merged")
-        target = builder.whole(storage, len(group[0]))
-        ops += split_sides(builder, chain_op(inputs, steps, [(last, target, raw)], label))
-        merged = target
+class _Merger:
+    """target = layer | layer | ... (each under its mask, if it has one), a few per chain.
+
+    A chain is emitted as soon as its layers are there, so that few layers are alive at a time.
+    """
+
+    def __init__(
+        self, builder: StorageBuilder, targets: tuple[View, ...], data_format: DataFormat, label: Label
+    ) -> None:
+        self.builder, self.targets, self.label = builder, targets, label
+        self.raw, self.data_format = _raw(data_format), data_format
+        self.waiting: list[tuple[IntArray, IntArray | None]] = []
+        self.merged: IntArray | None = None
+
+    def add(self, layer: IntArray, mask: IntArray | None, is_last: bool) -> list[TileOp]:
+        """Takes a layer; returns the chain that merges it with those that wait, if it is due."""
+        self.waiting.append((layer, mask))
+        if len(self.waiting) < _MERGED_AT_ONCE and not is_last:
+            return []
+        inputs, steps = self._steps()
+        last = len(steps) - 1
+        if is_last:
+            outputs = [(last, target.refs, self.raw) for target in self.targets]
+        else:
+            storage = self.builder.new_storage(
+                len(layer), self.data_format, self.builder.next_hemisphere(), name="merged"
+            )
+            self.merged = self.builder.whole(storage, len(layer))
+            outputs = [(last, self.merged, self.raw)]
+        self.waiting = []
+        return list(split_sides(self.builder, chain_op(inputs, steps, outputs, self.label)))
+
+    def _steps(self) -> tuple[list[MemoryInput], list[Step]]:
+        """Operands and steps that join the waiting layers and what is merged so far."""
+        inputs: list[MemoryInput] = []
+        steps: list[Step] = []
+        parts: list[StepRef | InputRef] = []
+        for layer, mask in self.waiting:
+            inputs.append(MemoryInput(layer, self.raw))
+            parts.append(InputRef(len(inputs) - 1))
+            if mask is not None:
+                inputs.append(MemoryInput(mask, DataFormat.UINT8))
+                steps.append(Step("mask", (parts[-1], InputRef(len(inputs) - 1))))
+                parts[-1] = StepRef(len(steps) - 1)
+        if self.merged is not None:
+            inputs.append(MemoryInput(self.merged, self.raw))
+            parts.append(InputRef(len(inputs) - 1))
+        present = parts[0]
+        for part in parts[1:]:
+            steps.append(Step("or", (present, part)))
+            present = StepRef(len(steps) - 1)
+        if not steps:
+            steps.append(Step("identity", (present,)))
+        return inputs, steps
