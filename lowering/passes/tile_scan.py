@@ -9,7 +9,7 @@ from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import TileBlock, View
 from lpu_jax.runtime.isa import DataFormat
-from lpu_jax.runtime.ops import Aval, Equation, Scan
+from lpu_jax.runtime.ops import Elementwise, Equation, Scan, ScatterRows
 
 
 def tile_scan(tiler: Tiler, equation: Equation, scan: Scan) -> None:
@@ -44,15 +44,10 @@ def _enter_carry(tiler: Tiler, body: Tiler, value: int, outer: int) -> tuple[Vie
     aval = body.graph.avals[value]
     splat = default_splat(aval.shape)
     demand = body.demand.get(value, Demand())
-    targets = builder_views(body, aval, splat, demand, f"carry %{value}")
+    targets = tiler.builder.allocate(aval, splat, demand, name=f"carry %{value}")
     source = tiler.all_views(outer)[0] if splat else tiler.lanes_views(outer)[0]
     tiler.ops += copy_ops(tiler.builder, source, targets, FORMATS[aval.dtype], tiler.label)
     return targets
-
-
-def builder_views(body: Tiler, aval: Aval, splat: bool, demand: Demand, name: str) -> tuple[View, ...]:
-    """New storages for a value of the body."""
-    return body.builder.allocate(aval, splat, demand, name=name)
 
 
 def _slice_views(
@@ -89,9 +84,12 @@ def _bind_results(
     operands = equation.operands
     for result, inner in zip(equation.results[scan.num_carry :], outputs, strict=True):
         aval = body.graph.avals[inner]
+        if inner in body.targets:  # one value, two results
+            stacked[result] = tuple(tiler.builder.stacked(v, scan.num_iterations) for v in body.targets[inner])
+            continue
         donor = tiler.donated_xs.get(result)
         slot = operands.index(donor) if donor in operands else -1
-        if slot >= 0 and _may_reuse(body, body.graph.inputs[slot]):
+        if slot >= 0 and _may_reuse(body, body.graph.inputs[slot], inner):
             views = body.views[body.graph.inputs[slot]]
         else:
             demand = body.demand.get(inner, Demand())
@@ -105,12 +103,27 @@ def _bind_results(
     return stacked
 
 
-def _may_reuse(body: Tiler, value: int) -> bool:
-    """Whether ys may be written over this xs: read once, in one place, and laid out so that a vector can be read
-    and another one written in the same cycle (rows spread over slices)."""
+def _may_reuse(body: Tiler, value: int, result: int) -> bool:
+    """Whether ys may be written over this xs: it is in one place, laid out so that a vector can be read and another
+    one written in the same cycle (rows spread over slices), and every vector is read only for its own new content."""
     views = body.views[value]
     spread = all(body.builder.storages[int(s)].interleave > 1 for s in views[0].refs[:, 0])
-    return body.uses[value] == 1 and len(views) == 1 and (spread or len(views[0].refs) <= 8)
+    return len(views) == 1 and (spread or len(views[0].refs) <= 8) and _is_update(body, value, result)
+
+
+def _is_update(body: Tiler, value: int, result: int) -> bool:
+    """Whether `result` is `value` with rows replaced, or changed element by element, and nothing else reads it."""
+    while value != result:
+        users = [e for e in body.graph.equations if value in e.operands]
+        if body.uses[value] != 1 or len(users) != 1:
+            return False
+        (user,) = users
+        if isinstance(user.op, ScatterRows):
+            return user.operands[0] == value and user.results[0] == result
+        if not isinstance(user.op, Elementwise):
+            return False
+        value = user.results[0]
+    return True
 
 
 def _close_body(body: Tiler, outputs: tuple[int, ...], carry_inputs: list[int], num_carry: int) -> None:
