@@ -15,8 +15,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from lpu_jax.lowering.emit import Emitter, Operand, immediate
 from lpu_jax.lowering.ir import Graph
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
@@ -54,7 +52,8 @@ class RuleContext(Emitter):
     depth: int
     interpreter: Interpreter
 
-    def immediate(self, value: float | int, dtype: str = "float32") -> Immediate:
+    @staticmethod
+    def immediate(value: float | int, dtype: str = "float32") -> Immediate:
         """A constant of one value."""
         return immediate(value, dtype)
 
@@ -136,8 +135,3 @@ def unregister_lowering(primitive: Any) -> None:
 def supported_primitives() -> tuple[str, ...]:
     """Names of all primitives with a rule, sorted."""
     return tuple(sorted(_RULES))
-
-
-def known_scalar(value: Value) -> Any:
-    """Content of a known scalar, None for other values."""
-    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else None

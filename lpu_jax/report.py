@@ -17,7 +17,6 @@ from lpu_jax.transform import LpuFunction, lpu
 if TYPE_CHECKING:
     from lpu_jax.stages import Compiled
 
-MIB = 1 << 20
 _MAX_MAP_ROWS = 12
 
 

@@ -343,9 +343,19 @@ class Compiled(_Stage):
         """Cycles of one run."""
         return self.compiled_graph.cycles
 
-    def as_text(self) -> str:
-        """The program as assembly text."""
-        return to_text(self.program)
+    def as_text(self, dialect: str | None = None) -> str:
+        """The program as assembly text, or an earlier stage: "tiles", "places" or "schedule"."""
+        from lpu_jax.lowering import printing  # as heavy as the compiler, see `Lowered._compiled`
+
+        if dialect in (None, "assembly"):
+            return to_text(self.program)
+        if dialect == "tiles":
+            return printing.tiles_text(self.compiled_graph.tile_graph)
+        if dialect == "places":
+            return printing.allocated_text(self.compiled_graph.allocated)
+        if dialect == "schedule":
+            return printing.schedule_text(self.compiled_graph.schedule)
+        raise ValueError(f"dialect {dialect!r} is unknown; use 'assembly', 'tiles', 'places' or 'schedule'")
 
     def cost_analysis(self) -> dict[str, Any]:
         """One flat dict: cycles, their bounds, `utilization_<unit>` in 0..1, and JAX's "flops" and "bytes accessed"."""

@@ -337,7 +337,7 @@ def exact_dot(xp: Any, lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_forma
 
 _SHORT_DIGIT_BITS = 7
 _NUM_SHORT_DIGITS = 6  # of 41 bits: |fp16| < 2^40 units, plus the sign
-_MAX_SHORT_ROWS = 2048  # 64 * 127 * K < 2^24: float32 sums of digits times int8 weights are exact
+_MAX_SHORT_ROWS = 2048  # 64 * 128 * K <= 2^24: float32 sums of digits times int8 weights are exact
 _MAX_SHORT_COLUMNS = 8192
 
 
@@ -424,14 +424,3 @@ def exact_sum(xp: Any, x: Array, axis: int = -1) -> Array:
         return _with_special(xp, rows, ones, result.reshape((*rows.shape[:-1], 1))).reshape(result.shape)
 
     return _if(xp, _has_special(xp, x), special, lambda: result)
-
-
-def quantize_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 quantisation per output channel (NumPy): [K, N] -> int8 [K, N], float32 scale [N].
-
-    scale[n] = max_k |weights[k, n]| / 127 (1 for a zero column); q = RNE(weights / scale), |q| <= 127.
-    """
-    weights = np.asarray(weights, np.float32)
-    largest = np.abs(weights).max(axis=0)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.clip(np.rint(weights / scale), -127, 127).astype(np.int8), scale

@@ -243,8 +243,8 @@ def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | Non
     return None
 
 
-_ZERO_FLOAT = RuleContext.immediate(None, 0.0)  # type: ignore[arg-type]
-_ZERO_INT = RuleContext.immediate(None, 0, "int32")  # type: ignore[arg-type]
+_ZERO_FLOAT = RuleContext.immediate(0.0)
+_ZERO_INT = RuleContext.immediate(0, "int32")
 
 
 @register_lowering("convert_element_type")

@@ -56,6 +56,13 @@ def test_the_machine_gives_the_bits_of_the_call_and_the_cycles_of_the_program(co
 
 def test_compiled_tells_of_itself(compiled):
     assert from_text(compiled.as_text()).to_bytes() == compiled.program.to_bytes()
+    assert from_text(compiled.as_text("assembly")).to_bytes() == compiled.program.to_bytes()
+    graph = compiled.compiled_graph
+    assert compiled.as_text("tiles").count("\n  ") == sum(len(block.ops) for block in graph.tile_graph.blocks)
+    assert compiled.as_text("places").count("@ slices") == sum(place is not None for place in graph.allocated.places)
+    assert compiled.as_text("schedule").count(" chosen ") == sum(len(block.ops) for block in graph.schedule.blocks)
+    with pytest.raises(ValueError, match="dialect 'hlo' is unknown; use 'assembly', 'tiles', 'places' or 'schedule'"):
+        compiled.as_text("hlo")
     costs = compiled.cost_analysis()
     assert costs["bounded_by"]
     assert 0 < costs["utilization_mxm"] <= 1

@@ -188,15 +188,32 @@ def test_products_and_quotients_round_as_in_numpy():
     np.testing.assert_array_equal(traced, expressions(np, a, b, c))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [3, 6])
 @pytest.mark.parametrize("scale", [1.0, 3000.0])
-def test_prepared_weights_give_the_bits_of_exact_dot(scale):
+def test_prepared_weights_give_the_bits_of_exact_dot(scale, rows, dtype):
     rng = np.random.default_rng(6)
     weights = rng.integers(-128, 128, (1200, 5)).astype(np.int8)
-    lhs = (rng.standard_normal((3, 1200)) * scale).astype(np.float16)
-    prepared = numerics.prepare_weights(weights)
+    lhs = (rng.standard_normal((rows, 1200)) * scale).astype(np.float16)
+    assert numerics.prepare_weights(weights).dtype == np.float32  # float64 for large matrices
+    prepared = numerics.prepare_weights(weights).astype(dtype)
     for special in (None, np.inf, np.nan):
         if special is not None:
             lhs[1, 7] = special
+        expected = numerics.exact_dot(np, lhs, weights, FP16, INT8)
+        result = both(numerics.exact_dot_prepared, lhs, prepared)
+        np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("rows", [2047, 2048, 2049])
+def test_prepared_weights_at_their_longest_and_largest(rows):
+    weights = np.full((rows, 2), -128, np.int8)
+    weights[:, 1] = np.where(np.arange(rows) % 2, 127, -128)
+    prepared = numerics.prepare_weights(weights)
+    assert prepared.dtype == (np.float32 if rows <= 2048 else np.float64)
+    digits_of_64 = sum(64 * 128**k for k in range(5)) * 2.0**-24  # every digit as large as it gets, and odd ones
+    for value in (65504.0, -65504.0, digits_of_64, 2.0**-24, 1.0):
+        lhs = np.full((1, rows), value, np.float16)
         expected = numerics.exact_dot(np, lhs, weights, FP16, INT8)
         result = both(numerics.exact_dot_prepared, lhs, prepared)
         np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
@@ -232,14 +249,3 @@ def test_rounding_to_fp32_flushes_before_it_rounds():
     expected = [0, 0x80000000, 0x00800000, 0x3F800000, 0x3F800002, 0x7F800000, 0x7FC00000, 0x7FC00000]
     for result in (plain, traced):
         np.testing.assert_array_equal(result.view(np.uint32), np.array(expected, np.uint32))
-
-
-def test_quantised_weights_are_within_half_a_step():
-    weights = np.random.default_rng(9).standard_normal((64, 8)).astype(np.float32)
-    weights[:, 3] = 0
-    quantised, scale = numerics.quantize_int8(weights)
-    assert quantised.dtype == np.int8
-    assert scale.dtype == np.float32
-    assert np.abs(quantised.astype(int)).max() == 127
-    assert (np.abs(quantised * scale - weights) <= scale * 0.50001).all()
-    assert not quantised[:, 3].any()
