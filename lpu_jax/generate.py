@@ -22,7 +22,7 @@ from lpu_jax.models.smollm2 import Smollm2, decode, prefill
 from lpu_jax.models.tokenizer import Tokenizer
 from lpu_jax.report import Report, pcie_seconds
 from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.errors import LpuError, ScheduleError, SramOverflowError
+from lpu_jax.runtime.errors import LpuError, SramOverflowError
 from lpu_jax.stages import Compiled
 from lpu_jax.transform import lpu
 
@@ -223,7 +223,7 @@ class Machine:
         with status("compiling the prefill program"):
             try:
                 self._prefill = lpu(prefill, chip=chip, resident_argnums=0).lower(model, rows, scalar).compile()
-            except (SramOverflowError, ScheduleError) as error:
+            except SramOverflowError as error:
                 self._prefill_problem = str(error)
 
     def steps(self, prompt: Sequence[int], chosen: Callable[[], int]) -> Iterator[tuple[jax.Array, jax.Array]]:
