@@ -24,13 +24,16 @@ from lpu_jax.runtime.ops import GraphLike
 from lpu_jax.runtime.program import Program
 
 
-def compile_graph(graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int] | None = None) -> CompiledGraph:
+def compile_graph(
+    graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int] | None = None, num_orders: int = 1
+) -> CompiledGraph:
     """Compiles a graph for one chip.
 
     Args:
       graph: a verified Graph.
       chip: the target.
       donated: output position -> input position whose SRAM the output may take over.
+      num_orders: orders of the ops that are tried for every block; the shortest schedule is kept.
 
     Raises:
       SramOverflowError: the values do not fit.
@@ -40,7 +43,7 @@ def compile_graph(graph: GraphLike, chip: ChipSpec, *, donated: Mapping[int, int
     verify_tiles(tiles)
     allocated = place(tiles)
     verify_allocation(allocated)
-    plan = schedule(allocated)
+    plan = schedule(allocated, num_orders=num_orders)
     verify_schedule(plan)
     program = emit(plan)
     return CompiledGraph(graph=graph, tile_graph=tiles, allocated=allocated, schedule=plan, program=program)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ _WAY_OUT = {
 
 Aval = jax.ShapeDtypeStruct
 
+EFFORTS: Mapping[str, int] = MappingProxyType({"default": 1, "high": 64})
+"""Orders that the scheduler tries for every block of a program, by the name of the effort."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -35,6 +39,7 @@ class Options:
 
     chip: ChipSpec
     precision: str
+    effort: str = "default"
     resident_argnums: tuple[int, ...] = ()
     donate_argnums: tuple[int, ...] = ()
     static_argnums: tuple[int, ...] = ()

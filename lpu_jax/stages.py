@@ -279,7 +279,8 @@ class Lowered(_Stage):
         traced, main = self.traced, self.parts[1]
         place = {position: i for i, position in enumerate(traced.moving_inputs)}
         donated = {output: place[i] for output, i in traced.donated.items()}
-        return Compiled(self, compile_graph(main, traced.options.chip, donated=donated))
+        num_orders = arguments_of.EFFORTS[traced.options.effort]
+        return Compiled(self, compile_graph(main, traced.options.chip, donated=donated, num_orders=num_orders))
 
     @functools.cached_property
     def _function(self) -> Callable[..., list[Any]]:

@@ -10,7 +10,7 @@ from typing import Any, overload
 import jax
 
 from lpu_jax import stages
-from lpu_jax.arguments import CallSignature, FlatCall, Options, aval_keys
+from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.lowering.lower import PRECISIONS
 
@@ -95,6 +95,7 @@ def lpu(
     *,
     chip: ChipSpec | str = ...,
     precision: str = ...,
+    effort: str = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -108,6 +109,7 @@ def lpu(
     *,
     chip: ChipSpec | str = ...,
     precision: str = ...,
+    effort: str = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -120,6 +122,7 @@ def lpu(
     *,
     chip: ChipSpec | str = groqchip1,
     precision: str = "truepoint",
+    effort: str = "default",
     resident_argnums: int | Sequence[int] = (),
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
@@ -131,6 +134,8 @@ def lpu(
       fun: a function of pytrees of arrays that JAX can trace.
       chip: the chip, or its name.
       precision: "truepoint" multiplies float32 operands through float16 with exact sums; "highest" in float32.
+      effort: "default" schedules in seconds; "high" tries 64 orders of the work and keeps the program with the fewest
+        cycles, which takes minutes. The values do not depend on it.
       resident_argnums: arguments that live in SRAM between calls (weights, and a KV cache if donated as well).
       donate_argnums: arguments whose memory the results may take over; they cannot be used again.
       static_argnums, static_argnames: arguments that are constants of the program; they need a hash.
@@ -140,13 +145,16 @@ def lpu(
       `lower(...).compile()` gives its program.
 
     Raises:
-      ValueError: an unknown chip or precision, or argument numbers that `fun` does not have.
+      ValueError: an unknown chip, precision or effort, or argument numbers that `fun` does not have.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
+    if effort not in EFFORTS:
+        raise ValueError(f"effort={effort!r} is unknown; use one of {tuple(EFFORTS)}")
     options = Options(
         chip=chip_by_name(chip) if isinstance(chip, str) else chip,
         precision=precision,
+        effort=effort,
         resident_argnums=_tuple(resident_argnums),
         donate_argnums=_tuple(donate_argnums),
         static_argnums=_tuple(static_argnums),

@@ -245,6 +245,25 @@ def test_precision_highest_keeps_float32_operands():
     assert_equal(lpu(lambda x: x @ eye)(x), jnp.ones((1, 4)))
 
 
+def test_high_effort_gives_the_same_values_in_no_more_cycles():
+    x = jnp.arange(48.0).reshape(3, 16)
+
+    def attend(x):
+        return jax.nn.softmax(x @ x.T) @ x
+
+    default, high = (lpu(attend, chip="tiny", effort=effort).lower(x).compile() for effort in ("default", "high"))
+    assert_equal(high(x), default(x))
+    assert high.cycles <= default.cycles
+    outputs, cycles = high.simulate(x)
+    assert_equal(outputs, default(x))
+    assert cycles == high.cycles
+
+
+def test_an_unknown_effort_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"effort='extreme' is unknown; use one of .*'default', 'high'"):
+        lpu(jnp.sin, effort="extreme")
+
+
 def test_a_user_can_register_a_lowering():
     from jax.extend.core import Primitive
 

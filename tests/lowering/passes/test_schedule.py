@@ -106,6 +106,20 @@ def test_dependent_work_takes_its_latencies():
     assert two.cycles - start > 1.8 * (one.cycles - start)
 
 
+def test_more_orders_shorten_the_schedule_and_nothing_else():
+    cycles = {1: 0, 8: 0}
+    for name in ("matmul_batched", "scan_of_matmuls", "transpose"):
+        graph, arguments = build(name, 33)
+        once, often = (compile_graph(graph, tiny, num_orders=count) for count in cycles)
+        assert often.cycles <= once.cycles
+        cycles = {count: total + c.cycles for (count, total), c in zip(cycles.items(), (once, often), strict=True)}
+        outputs, measured = often.simulate(arguments)
+        assert measured == often.cycles
+        assert [x.tobytes() for x in outputs] == [x.tobytes() for x in once.simulate(arguments)[0]]
+        assert compile_graph(graph, tiny, num_orders=8).program.digest() == often.program.digest()
+    assert cycles[8] < cycles[1]
+
+
 def test_cycles_are_at_least_both_bounds():
     for name in FAMILIES:
         cost = compile_graph(build(name, 17)[0], tiny).cost_analysis()
