@@ -183,6 +183,7 @@ class _Reader:
                 Block(row_start=b[0], row_stop=stop, start_cycle=b[1], num_iterations=b[2], period_cycles=b[3])
                 for b, stop in zip(self.blocks, bounds[1:], strict=True)
             ),
+            origin=np.full(len(table), -1, np.int32),
         )
 
     def _line(self, line: str) -> None:

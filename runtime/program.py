@@ -12,6 +12,7 @@ from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import NUM_OPERANDS
 
 Int32Array = npt.NDArray[np.int32]
+_NUM_COLUMNS = 5 + NUM_OPERANDS + 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Program:
     """Instructions as columns; row order inside a block is (cycle, queue).
 
     Columns (int32, one entry per row): cycle, queue, opcode, count (>= 1), interval (>= 1 when count > 1);
-    operands is int32 [rows, NUM_OPERANDS], filled as isa.OPERANDS says, 0 beyond.
+    operands is int32 [rows, NUM_OPERANDS], filled as isa.OPERANDS says, 0 beyond. origin names what a row was made for:
+    an index that only its maker understands, -1 for nothing; it has no meaning to the machine and is not serialised.
     """
 
     chip: ChipSpec
@@ -48,6 +50,7 @@ class Program:
     interval: Int32Array
     operands: Int32Array
     blocks: tuple[Block, ...]
+    origin: Int32Array
 
     @property
     def num_rows(self) -> int:
@@ -80,15 +83,22 @@ class ProgramBuilder:
         self._blocks: list[Block] = []
 
     def add(
-        self, cycle: int, queue: int, opcode: int, operands: tuple[int, ...], count: int = 1, interval: int = 1
+        self,
+        cycle: int,
+        queue: int,
+        opcode: int,
+        operands: tuple[int, ...],
+        count: int = 1,
+        interval: int = 1,
+        origin: int = -1,
     ) -> None:
         """Adds one row to the open block; `cycle` counts from the start of the block's iteration."""
         pad = (0,) * (NUM_OPERANDS - len(operands))
-        self._rows.append((cycle, queue, int(opcode), count, interval, *operands, *pad))
+        self._rows.append((cycle, queue, int(opcode), count, interval, *operands, *pad, origin))
 
     def close_block(self, *, start_cycle: int, num_iterations: int = 1, period_cycles: int = 0) -> None:
         """Ends the open block: its rows run `num_iterations` times from `start_cycle` on."""
-        rows = np.array(self._rows, dtype=np.int64).reshape(len(self._rows), 5 + NUM_OPERANDS)
+        rows = np.array(self._rows, dtype=np.int64).reshape(len(self._rows), _NUM_COLUMNS)
         rows = np.where(rows > 2**31 - 1, rows - 2**32, rows).astype(np.int32)
         rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
         start = sum(len(part) for part in self._finished)
@@ -107,7 +117,7 @@ class ProgramBuilder:
     def build(self) -> Program:
         """The finished program; every added row belongs to a closed block."""
         assert not self._rows, "rows outside a block"
-        rows = np.concatenate(self._finished) if self._finished else np.zeros((0, 5 + NUM_OPERANDS), np.int32)
+        rows = np.concatenate(self._finished) if self._finished else np.zeros((0, _NUM_COLUMNS), np.int32)
         return Program(
             chip=self.chip,
             cycle=rows[:, 0],
@@ -115,6 +125,7 @@ class ProgramBuilder:
             opcode=rows[:, 2],
             count=rows[:, 3],
             interval=rows[:, 4],
-            operands=rows[:, 5:],
+            operands=rows[:, 5:-1],
             blocks=tuple(self._blocks),
+            origin=rows[:, -1],
         )

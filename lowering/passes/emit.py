@@ -10,11 +10,15 @@ from lpu_jax.runtime.program import Program, ProgramBuilder
 
 
 def emit(plan: Schedule) -> Program:
-    """The program: a chip barrier, then the blocks one after the other."""
+    """The program: a chip barrier, then the blocks one after the other.
+
+    The origin of a row is the number of its op in the schedule, counted through the blocks.
+    """
     chip = plan.allocated.tiles.chip
     builder = ProgramBuilder(chip)
     used: set[int] = set()
     bodies = []
+    origin = 0
     for block in plan.blocks:
         rows = []
         for op in block.ops:
@@ -22,7 +26,8 @@ def emit(plan: Schedule) -> Program:
                 operands = tuple(op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands)
                 queue = vxm_queue(chip, op.chosen[row.queue.flex]) if isinstance(row.queue, Slot) else row.queue
                 used.add(queue)
-                rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval))
+                rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval, origin))
+            origin += 1
         bodies.append(rows)
     for queue in sorted(used):
         builder.add(0, queue, Opcode.SYNC, ())
@@ -31,8 +36,8 @@ def emit(plan: Schedule) -> Program:
     builder.close_block(start_cycle=0, num_iterations=1, period_cycles=chip.barrier_cycles)
     start = chip.barrier_cycles
     for block, rows in zip(plan.blocks, bodies, strict=True):
-        for cycle, queue, opcode, operands, count, interval in rows:
-            builder.add(cycle, queue, opcode, operands, count, interval)
+        for row in rows:
+            builder.add(*row)
         builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)
         start += block.num_iterations * block.period_cycles
     return builder.build()

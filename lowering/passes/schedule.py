@@ -30,6 +30,7 @@ from lpu_jax.runtime.errors import ScheduleError
 class ScheduledOp:
     """A tile op with its time zero (cycles from the start of its block) and its choice per flexible resource."""
 
+    op: TileOp
     template: Template
     time_zero: int
     chosen: tuple[int, ...]
@@ -294,8 +295,10 @@ def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """What has to be scheduled in a block: templates, who comes before and after whom, and critical paths in cycles."""
+    """What has to be scheduled in a block: ops with templates, who comes before and after whom, and critical paths in
+    cycles."""
 
+    ops: tuple[TileOp, ...]
     templates: tuple[Template, ...]
     before: list[set[int]]
     after: list[list[int]]
@@ -313,7 +316,7 @@ def _work(allocated: AllocatedGraph, block: TileBlock) -> _Work:
         for predecessor in found:
             after[predecessor].append(index)
     path = _priorities(before, [_duration(template) for template in templates])
-    return _Work(tuple(templates), before, after, path, block.num_iterations)
+    return _Work(block.ops, tuple(templates), before, after, path, block.num_iterations)
 
 
 def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[float]) -> ScheduledBlock:
@@ -335,7 +338,7 @@ def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[
         ideal = unlimited.earliest(template)
         unlimited.commit(template, ideal, chip.mem_write_cycles)
         bound = max(bound, ideal + template.last_cycle() + chip.mem_write_cycles)
-        placed[index] = ScheduledOp(template, time, chosen)
+        placed[index] = ScheduledOp(work.ops[index], template, time, chosen)
         for successor in work.after[index]:
             missing[successor] -= 1
             if missing[successor] == 0:
