@@ -11,7 +11,7 @@ from lpu_jax.lowering.ir import Graph, verify_graph
 from lpu_jax.runtime.ops import Aval, Broadcast, Equation
 
 
-def _rebuild(
+def rebuild(
     graph: Graph,
     inputs: Sequence[int],
     constants: Sequence[tuple[int, np.ndarray]],
@@ -54,7 +54,7 @@ def remove_dead_equations(graph: Graph) -> Graph:
     """Drops equations and constants that no output needs; inputs stay. O(equations)."""
     equations, needed = _needed(graph.equations, graph.outputs)
     constants = [(v, array) for v, array in graph.constants if v in needed]
-    return _rebuild(graph, graph.inputs, constants, equations, graph.outputs)
+    return rebuild(graph, graph.inputs, constants, equations, graph.outputs)
 
 
 def split_resident(graph: Graph, resident_inputs: Collection[int]) -> tuple[Graph, Graph]:
@@ -81,8 +81,8 @@ def split_resident(graph: Graph, resident_inputs: Collection[int]) -> tuple[Grap
     main_inputs = [*(v for v in graph.inputs if v not in given), *crossing]
     prologue_constants = [(v, array) for v, array in graph.constants if v in early_needs]
     main_constants = [(v, array) for v, array in graph.constants if v in late_needs]
-    prologue = _rebuild(graph, prologue_inputs, prologue_constants, early, crossing)
-    return prologue, _rebuild(graph, main_inputs, main_constants, late, graph.outputs)
+    prologue = rebuild(graph, prologue_inputs, prologue_constants, early, crossing)
+    return prologue, rebuild(graph, main_inputs, main_constants, late, graph.outputs)
 
 
 def _early_equations(graph: Graph, given: set[int]) -> list[bool]:

@@ -19,6 +19,7 @@ from jax.extend import core as jax_core
 from lpu_jax import arguments as arguments_of
 from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options
 from lpu_jax.call import GraphCall, lpu_call_p, with_derivative
+from lpu_jax.lowering.edges import Edges, split_edges
 from lpu_jax.lowering.ir import Graph, as_text
 from lpu_jax.lowering.lower import lower_jaxpr
 from lpu_jax.lowering.prune import split_resident
@@ -259,6 +260,17 @@ class Lowered(_Stage):
         return split_resident(self.graph, frozenset(inputs[i] for i in self.traced.resident_inputs))
 
     @functools.cached_property
+    def _donated(self) -> dict[int, int]:
+        """Output -> input of the second part whose place it takes."""
+        place = {position: i for i, position in enumerate(self.traced.moving_inputs)}
+        return {output: place[i] for output, i in self.traced.donated.items()}
+
+    @functools.cached_property
+    def edges(self) -> Edges:
+        """The second part as the chip runs it, and how the host lays out what goes in and comes out."""
+        return split_edges(self.parts[1], frozenset(self._donated.values()), frozenset(self._donated))
+
+    @functools.cached_property
     def run_prologue(self) -> Callable[..., list[Any]]:
         """Resident inputs, large closed-over arrays first -> what is kept of them in SRAM."""
         return jax.jit(lambda *weights: execute(self.parts[0], weights))
@@ -276,11 +288,10 @@ class Lowered(_Stage):
     def _compiled(self) -> Compiled:
         from lpu_jax.lowering.pipeline import compile_graph  # takes longer to import than a plain call to run
 
-        traced, main = self.traced, self.parts[1]
-        place = {position: i for i, position in enumerate(traced.moving_inputs)}
-        donated = {output: place[i] for output, i in traced.donated.items()}
-        num_orders = arguments_of.EFFORTS[traced.options.effort]
-        return Compiled(self, compile_graph(main, traced.options.chip, donated=donated, num_orders=num_orders))
+        options = self.traced.options
+        num_orders = arguments_of.EFFORTS[options.effort]
+        compiled = compile_graph(self.edges.graph, options.chip, donated=self._donated, num_orders=num_orders)
+        return Compiled(self, compiled)
 
     @functools.cached_property
     def _function(self) -> Callable[..., list[Any]]:
@@ -388,7 +399,8 @@ class Compiled(_Stage):
 
     def memory_map(self) -> tuple[tuple[str, str, int, tuple[int, ...]], ...]:
         """(name, hemisphere, bytes, slices) of every storage, named by the argument that it holds."""
-        labels = {f"%{value}": label for value, label in _input_labels(self.lowered).items()}
+        names = _input_labels(self.lowered)
+        labels = {f"%{v}": name for v, name in zip(self.compiled_graph.graph.inputs, names, strict=True)}
         placed = self.compiled_graph.allocated.places
         used = (
             s for s, place in zip(self.compiled_graph.tile_graph.storages, placed, strict=True) if place is not None
@@ -430,8 +442,11 @@ class Compiled(_Stage):
         dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
         prepared = self.lowered.run_prologue(*(inputs[i] for i in traced.resident_inputs))
         arguments = [np.asarray(inputs[i]).astype(dtypes[i]) for i in traced.moving_inputs]
-        outputs, cycles = self.compiled_graph.simulate([*arguments, *map(np.asarray, prepared)])
-        results = [jnp.asarray(x, aval.dtype) for x, aval in zip(outputs, traced.flat_out_avals, strict=True)]
+        edges = self.lowered.edges
+        outputs, cycles = self.compiled_graph.simulate(edges.enter([*arguments, *map(np.asarray, prepared)]))
+        results = [
+            jnp.asarray(x, aval.dtype) for x, aval in zip(edges.leave(outputs), traced.flat_out_avals, strict=True)
+        ]
         return jax.tree.unflatten(self.out_tree, results), cycles
 
     def load(self, *resident: Any) -> Loaded:
@@ -439,16 +454,16 @@ class Compiled(_Stage):
         return self.lowered.load(*resident)
 
 
-def _input_labels(lowered: Lowered) -> dict[int, str]:
-    """Input of the program's graph -> the argument that it is or was made of."""
-    traced, (prologue, main) = lowered.traced, lowered.parts
+def _input_labels(lowered: Lowered) -> list[str]:
+    """For every input of the program's graph the argument that it is or was made of."""
+    traced, prologue = lowered.traced, lowered.parts[0]
     names = [f"closed-over array {i}" for i in range(len(traced.captured))] + [role.name for role in traced.roles]
     made_of = {v: names[i] for v, i in zip(prologue.inputs, traced.resident_inputs, strict=True)}
     for equation in prologue.equations:
         sources = [made_of[x] for x in equation.operands if isinstance(x, int) and x in made_of]
         made_of |= dict.fromkeys(equation.results, sources[0] if sources else "constant")
     moving = [names[i] for i in traced.moving_inputs]
-    return dict(zip(main.inputs, [*moving, *(made_of.get(v, "constant") for v in prologue.outputs)], strict=True))
+    return [*moving, *(made_of.get(v, "constant") for v in prologue.outputs)]
 
 
 def _check_tree(given: Any, expected: Any, fun_name: str) -> None:
