@@ -36,8 +36,8 @@ def emit(plan: Schedule) -> Program:
     builder.close_block(start_cycle=0, num_iterations=1, period_cycles=chip.barrier_cycles)
     start = chip.barrier_cycles
     for block, rows in zip(plan.blocks, bodies, strict=True):
-        for row in rows:
-            builder.add(*row)
+        for fields in rows:
+            builder.add(*fields)
         builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)
         start += block.num_iterations * block.period_cycles
     return builder.build()
