@@ -14,23 +14,17 @@ from collections import Counter
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource, narrow_steps
-from lpu_jax.lowering.passes.tile_close import close_chain, copy_ops
+from lpu_jax.lowering.passes.tile_close import close_chain
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
-from lpu_jax.lowering.passes.tile_moves import (
-    FILL,
-    element_indices,
-    is_plain,
-    keeps_vectors,
-    split_into_pieces,
-    vector_indices,
-)
-from lpu_jax.lowering.passes.tile_permute import permute_pieces
+from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
+from lpu_jax.lowering.passes.tile_moves import view_codes
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand, StorageBuilder
 from lpu_jax.lowering.tile_ir import (
     Binding,
     InputRef,
+    IntArray,
     StepOperand,
     TileBlock,
     TileGraph,
@@ -50,8 +44,6 @@ from lpu_jax.runtime.ops import (
     Immediate,
     LaneReduce,
     MatMul,
-    Move,
-    Pad,
     Reshape,
     Scan,
     ScatterRows,
@@ -82,11 +74,6 @@ def tile(graph: GraphLike, chip: ChipSpec, donated: dict[int, int] | None = None
     )
 
 
-def default_splat(shape: tuple[int, ...]) -> bool:
-    """Scalars and values with a last axis of size 1 hold one element per vector, in all lanes."""
-    return not shape or shape[-1] == 1
-
-
 class Tiler:
     """Walks the equations of one graph and collects tile ops; views[v] are the places of value v."""
 
@@ -94,6 +81,7 @@ class Tiler:
         self.builder, self.graph, self.chip = builder, graph, builder.chip
         self.demand = demands(graph)
         self.views: dict[int, tuple[View, ...]] = {}
+        self.pending: dict[int, IntArray] = {}
         self.targets: dict[int, tuple[View, ...]] = {}
         self.constants = dict(graph.constants)
         self.chains: dict[Domain, OpenChain] = {}
@@ -193,12 +181,18 @@ class Tiler:
         """The places of a value in memory, written now if it is still in an open chain."""
         if value in self.chain_of:
             self.close(self.chain_of[value])
+        if value in self.pending:
+            self.views[value] = materialise(self, value, self.pending.pop(value), default_splat(self.shape(value)))
         if value not in self.views and value in self.constants:
             array = self.constants[value]
             self.views[value] = self.builder.constant(
                 array, default_splat(array.shape), self.demand.get(value, Demand())
             )
         return self.views[value]
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """Shape of a value."""
+        return self.graph.avals[value].shape
 
     def view(self, value: int) -> View:
         """The first place of a value."""
@@ -209,17 +203,24 @@ class Tiler:
         views = self.all_views(value)
         if not views[0].splat or default_splat(views[0].shape):
             return tuple(View(v.shape, False, v.refs) for v in views)
-        elements = np.arange(int(np.prod(views[0].shape))).reshape(views[0].shape)
-        aval = self.graph.avals[value]
-        targets = self.builder.allocate(aval, False, self.demand.get(value, Demand()))
-        self.permute(elements, [views[0]], targets, aval)
-        self.views[value] = targets
-        return targets
+        self.views[value] = materialise(self, value, view_codes(views[0], self.chip.num_lanes), False)
+        return self.views[value]
 
-    def permute(self, elements: np.ndarray, sources: list[View], targets: tuple[View, ...], aval: Aval) -> None:
-        """Emits the permuter passes that move elements of the sources into the targets."""
-        pieces = split_into_pieces(elements, targets[0].splat, sources, self.chip.num_lanes)
-        self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
+    def splat_refs(self, value: int) -> IntArray:
+        """One vector per element, which holds it in all lanes."""
+        view = self.all_views(value)[0]
+        if view.splat:
+            return view.refs
+        return materialise(self, value, view_codes(view, self.chip.num_lanes), True)[0].refs
+
+    def rename_in_chain(self, value: int, result: int) -> bool:
+        """A reshape over the same iteration space is another name for a value of an open chain."""
+        chain = self.chain_of.get(value)
+        if chain is None or self._domain(result, chain.domain[2]) != chain.domain:
+            return False
+        chain.values[result] = chain.values[value]
+        self.chain_of[result] = chain
+        return True
 
     def may_overwrite(self, old: int, new: int, view: View) -> bool:
         """Whether an update may be done in place: a loop wants the result where the old value is, which nobody else
@@ -289,10 +290,12 @@ class Tiler:
             elif isinstance(op, Scan):
                 from lpu_jax.lowering.passes.tile_scan import tile_scan
 
+                for value in [v for v in self.pending if self.uses[v] > 0]:
+                    self.all_views(value)  # the loop may overwrite what it was given
                 tile_scan(self, equation, op)
                 self.used(equation)
             else:
-                self._move(equation, op)
+                tile_move(self, equation, op)
 
     def _set(self, equation: Equation, views: tuple[View, ...]) -> None:
         self.used(equation)
@@ -397,80 +400,6 @@ class Tiler:
         targets = self.place(result, True)
         aval = self.graph.avals[operand]
         self.ops += tile_lane_reduce(self.builder, op.function, views[0], targets, aval, self.label)
-        self._set(equation, targets)
-
-    # Moves ------------------------------------------------------------------------------------------------------
-
-    def _move(self, equation: Equation, op: Move) -> None:
-        result = equation.results[0]
-        aval = self.graph.avals[result]
-        operands = [v for v in equation.operands if isinstance(v, int)]
-        if isinstance(op, Reshape) and operands[0] in self.chain_of:
-            chain = self.chain_of[operands[0]]
-            if self._domain(result, chain.domain[2]) == chain.domain:
-                chain.values[result] = chain.values[operands[0]]
-                self.chain_of[result] = chain
-                self.used(equation)
-                return
-        groups = [self.all_views(v) for v in operands]
-        shapes = [self.graph.avals[v].shape for v in operands]
-        no_fill = not (isinstance(op, Pad) and any(op.low + op.high))
-        if all(len(g) == 2 for g in groups) and no_fill:
-            sides = [self._as_view(op, [g[i] for g in groups], shapes, aval) for i in range(2)]
-            if sides[0] is not None and sides[1] is not None:
-                self._set(equation, (sides[0], sides[1]))
-                return
-        sources = [group[0] for group in groups]
-        plain = self._as_view(op, sources, shapes, aval) if no_fill else None
-        if plain is not None:
-            self._set(equation, self._wanted(result, plain))
-            return
-        self._move_lanes(equation, op, sources, shapes)
-
-    def _wanted(self, value: int, view: View) -> tuple[View, ...]:
-        """The view itself, or a copy where a loop or the MXM wants the value in another place."""
-        if value in self.targets:
-            targets = self.place(value, view.splat)
-            self.ops += copy_ops(self.builder, view, targets, FORMATS[self.graph.avals[value].dtype], self.label)
-            return targets
-        return (view,)
-
-    def _as_view(self, op: Move, sources: list[View], shapes: list[tuple[int, ...]], aval: Aval) -> View | None:
-        """The move as a view of its operands, None if lanes have to move."""
-        lanes = self.chip.num_lanes
-        if all(view.splat for view in sources):
-            elements = element_indices(op, shapes, aval.shape)
-            refs = np.concatenate([view.refs for view in sources])
-            last = aval.shape[-1] if aval.shape else 1
-            constant_rows = elements.reshape(-1, last)
-            if last > 1 and (constant_rows == constant_rows[:, :1]).all():
-                tiles = num_tiles(aval.shape, lanes)
-                return View(aval.shape, False, np.repeat(refs[constant_rows[:, 0]], tiles, axis=0))
-            return View(aval.shape, True, refs[elements.reshape(-1)])
-        if any(view.splat and not default_splat(view.shape) for view in sources):
-            return None
-        if keeps_vectors(op, shapes, aval.shape):
-            refs = np.concatenate([view.refs for view in sources])
-            return View(aval.shape, False, refs[vector_indices(op, shapes, aval.shape, lanes)])
-        return None
-
-    def _move_lanes(self, equation: Equation, op: Move, sources: list[View], shapes: list[tuple[int, ...]]) -> None:
-        result = equation.results[0]
-        aval = self.graph.avals[result]
-        splat = default_splat(aval.shape)
-        elements = element_indices(op, shapes, aval.shape)
-        if isinstance(op, Pad) and np.array(op.value, aval.dtype).tobytes().strip(b"\0"):
-            elements = np.where(elements == FILL, sum(int(np.prod(shape)) for shape in shapes), elements)
-            sources = [*sources, self.builder.constant(np.array([op.value], aval.dtype), True)[0]]
-        pieces = split_into_pieces(elements, splat, sources, self.chip.num_lanes)
-        count = elements.size if splat else num_rows(aval.shape) * num_tiles(aval.shape, self.chip.num_lanes)
-        if is_plain(pieces, count) and (elements != FILL).all():
-            order = np.argsort(pieces.targets)
-            view = View(aval.shape, splat, pieces.refs[pieces.sources[order]])
-            self._set(equation, self._wanted(result, view))
-            return
-        targets = self.place(result, splat)
-        self.ops += permute_pieces(self.builder, pieces, targets, FORMATS[aval.dtype], self.label)
         self._set(equation, targets)
 
 

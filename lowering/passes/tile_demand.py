@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lpu_jax.lowering.passes.tile_moves import keeps_vectors
 from lpu_jax.lowering.passes.tile_storage import Demand
 from lpu_jax.runtime.ops import (
+    Broadcast,
     Elementwise,
     Equation,
     GatherRows,
@@ -28,6 +29,7 @@ _DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, Elementwise)
 def demands(graph: GraphLike) -> dict[int, Demand]:
     """Demand of every value that has one. Equations are walked backwards, so uses come before definitions."""
     found: dict[int, Demand] = {}
+    spread = {e.results[0] for e in graph.equations if isinstance(e.op, Broadcast)}
 
     def ask(value: object, demand: Demand | None) -> None:
         if isinstance(value, int) and demand is not None:
@@ -49,19 +51,24 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
         elif isinstance(op, Scan):
             _ask_scan(equation, op, found, ask)
         elif isinstance(op, Elementwise):
-            _ask_through_update(graph, equation, found, ask)
+            _ask_through_update(graph, equation, found, spread, ask)
         elif not isinstance(op, _DIRECT):
             _ask_through_move(graph, equation, found, ask)
     return found
 
 
-def _ask_through_update(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: Ask) -> None:
-    """An updated value that is installed as weights had better be laid out as weights before the update, too."""
+def _ask_through_update(
+    graph: GraphLike, equation: Equation, found: dict[int, Demand], spread: set[int], ask: Ask
+) -> None:
+    """An updated value that is installed as weights had better be laid out as weights before the update, too.
+
+    What is only broadcast into it (`spread`) is not.
+    """
     result = equation.results[0]
     demand = found.get(result)
     if demand is not None and demand.num_batches:
         for operand in equation.operands:
-            if isinstance(operand, int) and graph.avals[operand] == graph.avals[result]:
+            if isinstance(operand, int) and graph.avals[operand] == graph.avals[result] and operand not in spread:
                 ask(operand, Demand(num_batches=demand.num_batches))
 
 

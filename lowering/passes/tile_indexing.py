@@ -108,18 +108,6 @@ def _address_ops(
     return split_sides(builder, chain_op(inputs, steps, [(7, maps, DataFormat.UINT8)], label)), maps
 
 
-def _index_refs(tiler: Tiler, value: int) -> IntArray:
-    """Refs of the index vector, one vector per index."""
-    views = tiler.all_views(value)
-    if views[0].splat:
-        return views[0].refs
-    aval = tiler.graph.avals[value]
-    targets = tiler.builder.allocate(aval, True, tiler.demand_of_none)
-    elements = np.arange(int(np.prod(aval.shape)))
-    tiler.permute(elements.reshape(aval.shape), [views[0]], targets, aval)
-    return targets[0].refs
-
-
 def tile_gather(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     """rows = table[index]."""
     builder, label = tiler.builder, tiler.label
@@ -128,7 +116,7 @@ def tile_gather(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     assert isinstance(index, int)
     aval = tiler.graph.avals[equation.results[0]]
     view = _ensure_table(tiler, table)
-    index_refs = _index_refs(tiler, index)
+    index_refs = tiler.splat_refs(index)
     count = len(index_refs)
     columns = _table_columns(builder, view)
     targets = tiler.place(equation.results[0], view.splat)
@@ -261,7 +249,7 @@ def tile_scatter(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     else:
         new = tiler.place(result, old.splat)
         tiler.ops += copy_ops(builder, old, new, form, label)
-    index_refs = _index_refs(tiler, index)
+    index_refs = tiler.splat_refs(index)
     count = len(index_refs)
     for view in new:
         columns = _table_columns(builder, view)

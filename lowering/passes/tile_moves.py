@@ -1,7 +1,8 @@
-"""Data movement as views where vectors stay whole, and as permuter passes where lanes move."""
+"""Data movement as index arithmetic: which vector and lane every element of a result comes from."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,12 @@ from lpu_jax.lowering.tile_ir import IntArray, View, num_rows, num_tiles
 from lpu_jax.runtime.ops import Broadcast, Concatenate, Move, Pad, Reshape, Reverse, Slice, Transpose
 
 FILL = -1
-"""Index of an element that comes from no operand (padding)."""
+"""Code of an element that is zero and comes from nowhere (padding)."""
+UNUSED = -2
+"""Code of a lane whose content does not matter: those behind the last axis."""
+_LANE_BITS, _VECTOR_BITS = 10, 24
+ANY_LANE = (1 << _LANE_BITS) - 1
+"""An element is named by its code: (storage << 24 | vector) << 10 | lane, lane ANY_LANE if all lanes hold it."""
 
 
 def move_indices(op: Move, indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -68,67 +74,96 @@ def vector_indices(op: Move, shapes: Sequence[tuple[int, ...]], shape: tuple[int
     return move_indices(op, indices, (*shape[:-1], tiles)).reshape(-1)
 
 
-def element_indices(op: Move, shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> np.ndarray:
-    """Flat operand element (operands concatenated) of every result element."""
-    indices, offset = [], 0
-    for operand in shapes:
-        count = int(np.prod(operand, dtype=np.int64))
-        indices.append(np.arange(offset, offset + count).reshape(operand))
-        offset += count
-    return move_indices(op, indices, shape)
+def view_codes(view: View, lanes: int) -> IntArray:
+    """Where every element of a view is: [shape] of `code`."""
+    vectors = (view.refs[:, 0] << _VECTOR_BITS) + view.refs[:, 1] << _LANE_BITS
+    if view.splat:
+        return (vectors + ANY_LANE).reshape(view.shape)
+    last, tiles = (view.shape[-1] if view.shape else 1), num_tiles(view.shape, lanes)
+    padded = (vectors[:, None] + np.arange(lanes)).reshape(-1, tiles * lanes)
+    return np.ascontiguousarray(padded[:, :last]).reshape(view.shape)
 
 
-class Pieces:
-    """Result vectors as merged pieces of operand vectors.
-
-    targets [n]: result vector of piece k; sources [n]: index into `refs` of its operand vector;
-    maps [n, lanes]: operand lane of every result lane, FILL where the piece has none; refs: all operand refs.
-    """
-
-    def __init__(self, targets: np.ndarray, sources: np.ndarray, maps: np.ndarray, refs: IntArray) -> None:
-        self.targets, self.sources, self.maps, self.refs = targets, sources, maps, refs
+def move_codes(op: Move, operands: Sequence[IntArray], shape: tuple[int, ...], padding: int) -> IntArray:
+    """Codes of a move's result from those of its operands; new elements have the code `padding`."""
+    moved = move_indices(op, operands, shape)
+    if isinstance(op, Pad) and padding != FILL:
+        inside = move_indices(op, [np.zeros(operands[0].shape, np.int64)], shape) != FILL
+        moved = np.where(inside, moved, padding)
+    return moved
 
 
-def split_into_pieces(elements: np.ndarray, splat: bool, operands: Sequence[View], lanes: int) -> Pieces:
-    """Finds, for every result vector, the operand vectors that its lanes come from.
+def code_refs(codes: IntArray) -> IntArray:
+    """Storage and vector of codes [n] as refs [n, 2]."""
+    vectors = codes >> _LANE_BITS
+    return np.stack([vectors >> _VECTOR_BITS, vectors & ((1 << _VECTOR_BITS) - 1)], axis=-1)
 
-    elements: flat operand element per result element; a splat result fills all lanes from its element.
-    Cost: O(E log E) for E result elements.
-    """
-    vectors, columns, offset = [], [], 0
-    for view in operands:
-        count = int(np.prod(view.shape, dtype=np.int64))
-        flat = np.arange(count)
-        if view.splat:
-            vectors.append(flat + offset)
-            columns.append(np.full(count, FILL))  # any lane will do
-            offset += count
-        else:
-            last, tiles = view.shape[-1], num_tiles(view.shape, lanes)
-            vectors.append(flat // last * tiles + flat % last // lanes + offset)
-            columns.append(flat % last % lanes)
-            offset += num_rows(view.shape) * tiles
-    vector_of, lane_of = np.concatenate(vectors), np.concatenate(columns)
+
+def code_lanes(codes: IntArray) -> IntArray:
+    """Lane of codes, ANY_LANE where all lanes hold the element."""
+    return codes & ((1 << _LANE_BITS) - 1)
+
+
+def vector_grid(codes: IntArray, splat: bool, lanes: int) -> IntArray:
+    """The code that each lane of every result vector takes: [vectors, lanes], UNUSED behind the last axis."""
     if splat:
-        grid = np.broadcast_to(elements.reshape(-1, 1), (elements.size, lanes))
-    else:
-        last, tiles = elements.shape[-1], num_tiles(elements.shape, lanes)
-        grid = np.full((num_rows(elements.shape), tiles * lanes), FILL, np.int64)
-        grid[:, :last] = elements.reshape(-1, last)
-        grid = grid.reshape(-1, lanes)
-    used = grid != FILL
-    target, lane = np.nonzero(used)
-    source = vector_of[grid[used]]
-    source_lane = np.where(lane_of[grid[used]] == FILL, lane, lane_of[grid[used]])
-    keys, inverse = np.unique(target * np.int64(offset) + source, return_inverse=True)
+        return np.broadcast_to(codes.reshape(-1, 1), (codes.size, lanes))
+    last, tiles = (codes.shape[-1] if codes.ndim else 1), num_tiles(codes.shape, lanes)
+    grid = np.full((num_rows(codes.shape), tiles * lanes), UNUSED, np.int64)
+    grid[:, :last] = codes.reshape(-1, last)
+    return grid.reshape(-1, lanes)
+
+
+def whole_vectors(grid: IntArray) -> tuple[np.ndarray, IntArray]:
+    """(which result vectors are one source vector with no lane moved, refs [n, 2] of those)."""
+    lanes = np.arange(grid.shape[1])
+    first = grid.max(axis=1, keepdims=True)
+    same = (grid >> _LANE_BITS == first >> _LANE_BITS) & np.isin(code_lanes(grid) - lanes, (0,))
+    same |= (grid >> _LANE_BITS == first >> _LANE_BITS) & (code_lanes(grid) == ANY_LANE)
+    whole = ((same & (grid >= 0)) | (grid == UNUSED)).all(axis=1) & (first[:, 0] >= 0)
+    return whole, code_refs(np.where(whole, first[:, 0], 0))
+
+
+def distinct_rows(grid: IntArray) -> tuple[np.ndarray, np.ndarray]:
+    """(first row of every kind, kind of every row); rows are compared by a hash, then in full."""
+    weights = np.random.default_rng(0).integers(1, 2**62, grid.shape[1], dtype=np.int64) | 1
+    hashes = (grid * weights).sum(axis=1)
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    if not (grid[first[inverse]] == grid).all():
+        _, first, inverse = np.unique(grid, axis=0, return_index=True, return_inverse=True)
+    return first, inverse.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """Result vectors as merged pieces of source vectors.
+
+    targets [n]: result vector of piece k; sources [n, 2]: refs of its source vector;
+    maps [n, lanes]: source lane of every result lane, FILL where the piece has none.
+    """
+
+    targets: IntArray
+    sources: IntArray
+    maps: IntArray
+
+    def select(self, chosen: np.ndarray) -> Pieces:
+        """Some of the pieces."""
+        return Pieces(self.targets[chosen], self.sources[chosen], self.maps[chosen])
+
+    def in_place(self) -> np.ndarray:
+        """Pieces whose lanes stay where they are."""
+        return ((self.maps == np.arange(self.maps.shape[1])) | (self.maps == FILL)).all(axis=1)
+
+
+def split_into_pieces(grid: IntArray) -> Pieces:
+    """Finds, for every result vector, the source vectors that its lanes come from. Cost: O(E log E)."""
+    lanes = grid.shape[1]
+    target, lane = np.nonzero(grid >= 0)
+    codes = grid[target, lane]
+    vectors, source = np.unique(codes >> _LANE_BITS, return_inverse=True)
+    source_lane = np.where(code_lanes(codes) == ANY_LANE, lane, code_lanes(codes))
+    keys, inverse = np.unique(target * np.int64(len(vectors)) + source.reshape(-1), return_inverse=True)
     maps = np.full((len(keys), lanes), FILL, np.int64)
-    maps[inverse, lane] = source_lane
-    refs = np.concatenate([view.refs for view in operands])
-    return Pieces(keys // offset, keys % offset, maps, refs)
-
-
-def is_plain(pieces: Pieces, num_targets: int) -> bool:
-    """Whether every result vector is one operand vector with no lane moved: then the move is a view."""
-    lanes = np.arange(pieces.maps.shape[1])
-    in_place = ((pieces.maps == lanes) | (pieces.maps == FILL)).all()
-    return bool(in_place) and len(pieces.targets) == num_targets == len(np.unique(pieces.targets))
+    maps[inverse.reshape(-1), lane] = source_lane
+    sources = code_refs(vectors[keys % max(1, len(vectors))] << _LANE_BITS)
+    return Pieces(keys // max(1, len(vectors)), sources, maps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
-from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
+from lpu_jax.lowering.passes.tile_moves import FILL, Pieces, split_into_pieces, whole_vectors
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import (
     InputRef,
@@ -15,59 +15,169 @@ from lpu_jax.lowering.tile_ir import (
     Step,
     StepRef,
     TileOp,
-    View,
 )
+from lpu_jax.runtime.chip import Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 
 _MERGED_AT_ONCE = 3
 _MANY_MAPS = 256
-"""Beyond so many different maps, single lanes are spread over all lanes and masked: one map per source lane."""
+"""Beyond so many different maps of one lane each, one map per source lane is used."""
 
 
-def permute_pieces(
-    builder: StorageBuilder, pieces: Pieces, targets: tuple[View, ...], data_format: DataFormat, label: Label
-) -> list[TileOp]:
-    """Tile ops that build every target vector from its pieces (lanes without a piece become 0).
+def build_vectors(
+    builder: StorageBuilder,
+    grid: IntArray,
+    data_format: DataFormat,
+    label: Label,
+    targets: tuple[IntArray, ...] = (),
+) -> tuple[list[TileOp], IntArray]:
+    """Tile ops that build result vectors from the codes of their lanes, and where the results are.
 
-    Result vectors of one piece are written by the permuter itself; others are merged by bitwise or.
+    grid: codes [n, lanes]; targets: refs [n, 2] of every place that wants the result; if none, vectors that are whole
+    stay where they are and the others get new storages.
     """
-    count = len(targets[0].refs)
-    lanes_of = None
-    single = ((pieces.maps != FILL).sum(axis=1) == 1).all()
-    if single and len(np.unique(pieces.maps, axis=0)) > _MANY_MAPS:
-        lanes_of = np.argmax(pieces.maps != FILL, axis=1)
-        spread = np.broadcast_to(pieces.maps.max(axis=1, keepdims=True), pieces.maps.shape)
-        pieces = Pieces(pieces.targets, pieces.sources, spread, pieces.refs)
-    order = np.argsort(pieces.targets, kind="stable")
-    target_of = pieces.targets[order]
-    rank = np.arange(len(order)) - np.searchsorted(target_of, target_of)  # number of the piece within its target
-    depth = int(rank.max()) + 1 if len(rank) else 0
-    if depth == 1 and len(order) == count and len(targets) == 1:
-        return _permute(builder, pieces, order, targets[0].refs[target_of], data_format, label)
+    whole, refs = whole_vectors(grid)
     ops: list[TileOp] = []
-    merger = _Merger(builder, targets, data_format, label)
-    for level in range(max(depth, 1)):
-        chosen = order[rank == level]
-        layer, mask = _zeros(builder, count, data_format), None
-        if len(chosen):
-            side = builder.storages[pieces.refs[pieces.sources[chosen[0]], 0]].hemisphere
-            storage = builder.new_storage(len(chosen), data_format, side, name="pieces")
-            written = builder.whole(storage, len(chosen))
-            ops += _permute(builder, pieces, chosen, written, data_format, label)
-            layer[pieces.targets[chosen]] = written
-        if lanes_of is not None:
-            mask = _one_hot(builder, count, pieces.targets[chosen], lanes_of[chosen])
-        ops += merger.add(layer, mask, level == max(depth, 1) - 1)
+    if targets and whole.any():
+        ops += _copies(builder, refs[whole], [t[whole] for t in targets], data_format, label)
+    rest = np.nonzero(~whole)[0]
+    if len(rest) == 0:
+        return ops, refs if not targets else targets[0]
+    pieces = split_into_pieces(grid[rest])
+    only = np.bincount(pieces.targets, minlength=len(rest))[pieces.targets] == 1
+    direct = only & ~pieces.in_place()
+    if direct.any():
+        chosen = pieces.select(direct)
+        wanted = [t[rest[chosen.targets]] for t in targets]
+        more, refs[rest[chosen.targets]] = _direct(builder, chosen, wanted, data_format, label)
+        ops += more
+    if not direct.all():
+        order, targets_left = np.unique(pieces.targets[~direct], return_inverse=True)
+        left = Pieces(targets_left.reshape(-1), pieces.sources[~direct], pieces.maps[~direct])
+        wanted = [t[rest[order]] for t in targets]
+        if not targets:
+            storage = builder.new_storage(len(order), data_format, builder.next_hemisphere(), name="merged")
+            wanted = [builder.whole(storage, len(order))]
+        ops += _merged(builder, left, len(order), wanted, data_format, label)
+        refs[rest[order]] = wanted[0]
+    return ops, refs if not targets else targets[0]
+
+
+def _direct(
+    builder: StorageBuilder, pieces: Pieces, targets: list[IntArray], data_format: DataFormat, label: Label
+) -> tuple[list[TileOp], IntArray]:
+    """Result vectors of one piece, which the permuter writes where they are wanted; each target in its hemisphere."""
+    ops: list[TileOp] = []
+    landed = np.full((len(pieces.targets), 2), -1, np.int64)
+    missing = []
+    for target in targets:
+        sources = _nearest(builder, pieces.sources, target)
+        near = builder.sides(sources) == builder.sides(target)
+        if near.any():
+            ops += _passes(builder, sources[near], pieces.maps[near], target[near], data_format, label)
+            landed[near] = target[near]
+        missing.append(~near)
+    lost = landed[:, 0] < 0
+    if lost.any():
+        landed[lost] = _landing(builder, pieces.sources[lost], data_format)
+        ops += _passes(builder, pieces.sources[lost], pieces.maps[lost], landed[lost], data_format, label)
+    for target, far in zip(targets, missing, strict=True):
+        if far.any():
+            ops += _copies(builder, landed[far], [target[far]], data_format, label)
+    return ops, landed
+
+
+def _nearest(builder: StorageBuilder, sources: IntArray, targets: IntArray) -> IntArray:
+    """Sources, in the hemisphere of their targets where they are mirrored."""
+    other = builder.mirrored(sources)
+    if other is None:
+        return sources
+    near = builder.sides(sources) == builder.sides(targets)
+    return np.where(near[:, None], sources, other)
+
+
+def _landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat) -> IntArray:
+    """New places in the hemispheres of the sources."""
+    refs, sides = np.zeros_like(sources), builder.sides(sources)
+    for side in Hemisphere:
+        here = np.nonzero(sides == side)[0]
+        longest = builder.chip.num_addresses_per_bank // 16
+        for part in np.split(here, range(longest, len(here), longest)):
+            if len(part):
+                refs[part] = builder.whole(builder.new_storage(len(part), data_format, side, name="moved"), len(part))
+    return refs
+
+
+def _copies(
+    builder: StorageBuilder, refs: IntArray, targets: list[IntArray], data_format: DataFormat, label: Label
+) -> list[TileOp]:
+    raw = _raw(data_format)
+    outputs = [(0, target, raw) for target in targets]
+    step = Step("identity", (InputRef(0),))
+    return list(split_sides(builder, chain_op([MemoryInput(refs, raw)], [step], outputs, label)))
+
+
+def _passes(
+    builder: StorageBuilder, sources: IntArray, maps: IntArray, targets: IntArray, data_format: DataFormat, label: Label
+) -> list[TileOp]:
+    """Permuter passes; source and target of each vector lie in one hemisphere."""
+    ops: list[TileOp] = []
+    sides = builder.sides(sources)
+    for side in Hemisphere:
+        here = np.nonzero(sides == side)[0]
+        if len(here):
+            map_refs = builder.lane_maps(side, maps[here])
+            ops.append(PermuteOp(sources[here], map_refs, targets[here], data_format, side, *label))
     return ops
 
 
-def _one_hot(builder: StorageBuilder, count: int, targets: np.ndarray, lanes: np.ndarray) -> IntArray:
-    """For every target vector a mask of the one lane that a piece fills."""
+def _merged(
+    builder: StorageBuilder,
+    pieces: Pieces,
+    count: int,
+    targets: list[IntArray],
+    data_format: DataFormat,
+    label: Label,
+) -> list[TileOp]:
+    """Result vectors of several pieces: each piece through a permuter (or under a mask, if its lanes stay), then OR.
+
+    With many different maps of single lanes each, lanes are spread over all lanes and masked: one map per source lane.
+    """
+    stays = pieces.in_place()
+    masks = pieces.maps != FILL
+    maps = pieces.maps
+    if (masks[~stays].sum(axis=1) == 1).all() and len(np.unique(maps[~stays], axis=0)) > _MANY_MAPS:
+        maps = np.broadcast_to(maps.max(axis=1, keepdims=True), maps.shape)
+    elif not stays.all():
+        masks = np.where(stays[:, None], masks, True)  # the map itself leaves zeros
+    order = np.argsort(pieces.targets, kind="stable")
+    target_of = pieces.targets[order]
+    rank = np.arange(len(order)) - np.searchsorted(target_of, target_of)  # number of the piece within its target
+    depth = int(rank.max()) + 1
+    ops: list[TileOp] = []
+    merger = _Merger(builder, targets, data_format, label)
+    for level in range(depth):
+        chosen = order[rank == level]
+        layer = _zeros(builder, count, data_format)
+        layer[pieces.targets[chosen]] = pieces.sources[chosen]
+        moved = chosen[~stays[chosen]]
+        if len(moved):
+            written = _landing(builder, pieces.sources[moved], data_format)
+            ops += _passes(builder, pieces.sources[moved], maps[moved], written, data_format, label)
+            layer[pieces.targets[moved]] = written
+        mask = None
+        if not masks[chosen].all():
+            mask = _masks(builder, count, pieces.targets[chosen], masks[chosen])
+        ops += merger.add(layer, mask, level == depth - 1)
+    return ops
+
+
+def _masks(builder: StorageBuilder, count: int, targets: IntArray, masks: np.ndarray) -> IntArray:
+    """For every result vector the mask of the lanes that a piece fills."""
     refs = _zeros(builder, count, DataFormat.UINT8)
-    numbers = np.arange(builder.chip.num_lanes)
-    for lane in np.unique(lanes).tolist():
-        mask = builder.constant((numbers == lane).astype(np.int8), False)[0].refs[0]
-        refs[targets[lanes == lane]] = mask
+    kinds, inverse = np.unique(masks, axis=0, return_inverse=True)
+    known = np.concatenate([builder.constant(kind.astype(np.int8), False)[0].refs for kind in kinds])
+    refs[targets] = known[inverse.reshape(-1)]
     return refs
 
 
@@ -75,37 +185,6 @@ def _zeros(builder: StorageBuilder, count: int, data_format: DataFormat) -> IntA
     dtype = {1: "int8", 2: "int16", 4: "int32"}[data_format.num_bytes]
     zero = builder.constant(np.zeros((1,), dtype), True)[0].refs
     return np.repeat(zero, count, axis=0)
-
-
-def _permute(
-    builder: StorageBuilder,
-    pieces: Pieces,
-    chosen: np.ndarray,
-    written: IntArray,
-    data_format: DataFormat,
-    label: Label,
-) -> list[TileOp]:
-    """Permuter passes for some pieces; sources, maps and targets of one pass lie in one hemisphere."""
-    sources = pieces.refs[pieces.sources[chosen]]
-    sides = np.array([int(storage.hemisphere) for storage in builder.storages])
-    ops: list[TileOp] = []
-    for side in sorted({int(s) for s in sides[sources[:, 0]]}):
-        hemisphere = builder.storages[int(sources[sides[sources[:, 0]] == side][0, 0])].hemisphere
-        here = np.nonzero(sides[sources[:, 0]] == side)[0]
-        maps = builder.lane_maps(hemisphere, pieces.maps[chosen[here]])
-        target = written[here]
-        away = np.array([int(builder.storages[s].hemisphere) != side for s in target[:, 0]])
-        landing = target.copy()
-        if away.any():
-            storage = builder.new_storage(int(away.sum()), data_format, hemisphere, name="permuted")
-            landing[away] = builder.whole(storage, int(away.sum()))
-        ops.append(PermuteOp(sources[here], maps, landing, data_format, hemisphere, *label))
-        if away.any():
-            raw = _raw(data_format)
-            memory = MemoryInput(landing[away], raw)
-            step = Step("identity", (InputRef(0),))
-            ops += split_sides(builder, chain_op([memory], [step], [(0, target[away], raw)], label))
-    return ops
 
 
 def _raw(data_format: DataFormat) -> DataFormat:
@@ -119,9 +198,7 @@ class _Merger:
     A chain is emitted as soon as its layers are there, so that few layers are alive at a time.
     """
 
-    def __init__(
-        self, builder: StorageBuilder, targets: tuple[View, ...], data_format: DataFormat, label: Label
-    ) -> None:
+    def __init__(self, builder: StorageBuilder, targets: list[IntArray], data_format: DataFormat, label: Label) -> None:
         self.builder, self.targets, self.label = builder, targets, label
         self.raw, self.data_format = _raw(data_format), data_format
         self.waiting: list[tuple[IntArray, IntArray | None]] = []
@@ -135,7 +212,7 @@ class _Merger:
         inputs, steps = self._steps()
         last = len(steps) - 1
         if is_last:
-            outputs = [(last, target.refs, self.raw) for target in self.targets]
+            outputs = [(last, target, self.raw) for target in self.targets]
         else:
             storage = self.builder.new_storage(
                 len(layer), self.data_format, self.builder.next_hemisphere(), name="merged"

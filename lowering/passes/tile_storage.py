@@ -73,6 +73,7 @@ class StorageBuilder:
         self._turn = 0
         self._loads = {(side, plane): 0 for side in Hemisphere for plane in range(chip.num_planes)}
         self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
+        self._mirrors: dict[int, int] = {}
 
     def next_hemisphere(self) -> Hemisphere:
         """Alternates between the hemispheres."""
@@ -134,7 +135,23 @@ class StorageBuilder:
                 storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
                 refs[start : start + size] = self.whole(storage, size)
             views.append(View(aval.shape, splat, refs))
+        if len(views) == 2:
+            pairs = zip(views[0].refs[:, 0].tolist(), views[1].refs[:, 0].tolist(), strict=True)
+            for one, other in dict.fromkeys(pairs):
+                self._mirrors[one], self._mirrors[other] = other, one
         return tuple(views)
+
+    def mirrored(self, refs: IntArray) -> IntArray | None:
+        """The same vectors in the other hemisphere, None if one of them lies in one hemisphere only."""
+        others = {int(s): self._mirrors.get(int(s), -1) for s in np.unique(refs[:, 0])}
+        if -1 in others.values():
+            return None
+        return np.stack([np.array([others[s] for s in refs[:, 0].tolist()], np.int64), refs[:, 1]], axis=1)
+
+    def sides(self, refs: IntArray) -> IntArray:
+        """Hemisphere of every ref."""
+        homes = {int(s): int(self.storages[int(s)].hemisphere) for s in np.unique(refs[:, 0])}
+        return np.array([homes[s] for s in refs[:, 0].tolist()], np.int64)
 
     def _chunk(self, num_vectors: int, num_iterations: int, data_format: DataFormat) -> tuple[int, int]:
         """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
