@@ -90,6 +90,7 @@ class Tiler:
         self.blocks: list[TileBlock] = []
         self.bindings: list[Binding] = []
         self.donated_xs: dict[int, int] = {}
+        self.overwriting: set[int] = set()  # equations that replace a value in place: its readers are emitted before
         self.ready: set[int] = set()
         self.demand_of_none = Demand()
         self.table_demand = Demand(table=True)
@@ -272,9 +273,11 @@ class Tiler:
 
     def run(self) -> None:
         """Tiles every equation in order."""
-        for equation in self.graph.equations:
+        for index, equation in enumerate(self.graph.equations):
             self.label = (equation.source, equation.name)
             op = equation.op
+            if index in self.overwriting:
+                self.close_all()
             if equation.results[0] in self.ready:
                 continue
             if isinstance(op, Elementwise):

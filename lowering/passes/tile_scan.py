@@ -9,7 +9,7 @@ from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import TileBlock, View
 from lpu_jax.runtime.isa import DataFormat
-from lpu_jax.runtime.ops import Elementwise, Equation, Scan, ScatterRows
+from lpu_jax.runtime.ops import Elementwise, Equation, Move, Scan, ScatterRows
 
 
 def tile_scan(tiler: Tiler, equation: Equation, scan: Scan) -> None:
@@ -105,25 +105,55 @@ def _bind_results(
 
 def _may_reuse(body: Tiler, value: int, result: int) -> bool:
     """Whether ys may be written over this xs: it is in one place, laid out so that a vector can be read and another
-    one written in the same cycle (rows spread over slices), and every vector is read only for its own new content."""
+    one written in the same cycle (rows spread over slices), every vector is read only for its own new content, and
+    whoever else reads the old content comes before."""
     views = body.views[value]
     spread = all(body.builder.storages[int(s)].interleave > 1 for s in views[0].refs[:, 0])
-    return len(views) == 1 and (spread or len(views[0].refs) <= 8) and _is_update(body, value, result)
-
-
-def _is_update(body: Tiler, value: int, result: int) -> bool:
-    """Whether `result` is `value` with rows replaced, or changed element by element, and nothing else reads it."""
-    while value != result:
-        users = [e for e in body.graph.equations if value in e.operands]
-        if body.uses[value] != 1 or len(users) != 1:
-            return False
-        (user,) = users
-        if isinstance(user.op, ScatterRows):
-            return user.operands[0] == value and user.results[0] == result
-        if not isinstance(user.op, Elementwise):
-            return False
-        value = user.results[0]
+    if len(views) > 1 or not (spread or len(views[0].refs) <= 8):
+        return False
+    if value == result:
+        return True
+    paths = [_update_path(body, value, index, result) for index in _users(body, value)]
+    path = next((path for path in paths if path), None)
+    if path is None or not _others_come_before(body, value, path[0]):
+        return False
+    if body.uses[value] > 1:
+        body.overwriting.add(path[0])
     return True
+
+
+def _users(body: Tiler, value: int) -> list[int]:
+    return [i for i, e in enumerate(body.graph.equations) if value in e.operands]
+
+
+def _update_path(body: Tiler, value: int, index: int, result: int) -> list[int]:
+    """Equations from `index` on that make `result` of `value` by replacing rows, or element by element; else none."""
+    path: list[int] = []
+    while True:
+        equation = body.graph.equations[index]
+        is_scatter = isinstance(equation.op, ScatterRows) and equation.operands[0] == value
+        if (not is_scatter and not isinstance(equation.op, Elementwise)) or equation.operands.count(value) != 1:
+            return []
+        path.append(index)
+        value = equation.results[0]
+        if value == result:
+            return path
+        if body.uses[value] != 1:
+            return []
+        (index,) = _users(body, value)
+
+
+def _others_come_before(body: Tiler, value: int, update: int) -> bool:
+    """Whether all that reads `value`, or a move of it, but equation `update` itself, stands before that one."""
+    for index in _users(body, value):
+        equation = body.graph.equations[index]
+        if index > update:
+            return False
+        if isinstance(equation.op, Move):
+            (moved,) = equation.results
+            if update in _users(body, moved) or not _others_come_before(body, moved, update):
+                return False
+    return value not in body.graph.outputs
 
 
 def _close_body(body: Tiler, outputs: tuple[int, ...], carry_inputs: list[int], num_carry: int) -> None:

@@ -97,12 +97,6 @@ class RmsNorm(nnx.Module):  # type: ignore[misc]
         return normed
 
 
-def softmax(scores: jax.Array) -> jax.Array:
-    """Returns exp(scores - max) / sum(exp(scores - max)) over the last axis."""
-    exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
-
-
 def matmul(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """Returns lhs @ rhs in fp32; rhs keeps its storage type (int8, fp16), so this stays one `dot_general`."""
     product: jax.Array = lax.dot_general(lhs, rhs, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)

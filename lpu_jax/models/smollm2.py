@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from lpu_jax.models.layers import Embedding, Linear, RmsNorm, WeightKind, matmul, row, softmax
+from lpu_jax.models.layers import Embedding, Linear, RmsNorm, WeightKind, matmul, row
 from lpu_jax.models.smollm2_config import (
     DEFAULT_CONTEXT,
     Loader,
@@ -29,6 +29,7 @@ from lpu_jax.models.smollm2_config import (
 )
 
 Caches: TypeAlias = tuple[jax.Array, jax.Array]
+Angles: TypeAlias = tuple[jax.Array, jax.Array]
 Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Caches]]
 
 _CACHE_DTYPE = jnp.float16
@@ -36,28 +37,29 @@ _MASKED = -1e30  # finite, so that masked score - max never becomes inf - inf; e
 
 
 class Attention(nnx.Module):  # type: ignore[misc]
-    """The four projections and the norm of grouped-query attention; `attend` says which positions are seen."""
+    """The four projections and the norm of grouped-query attention; `attend` rotates q and k and says what is seen.
+
+    The scale of the scores is in the weights of q.
+    """
 
     def __init__(self, config: Smollm2Config, load: Loader, kind: WeightKind) -> None:
         """Loads attention.{norm,q,k,v,output}."""
-        self.scale = config.scale
         self.norm = RmsNorm(load("attention.norm"), config.rms_eps)
-        parts = [load(f"attention.{name}") for name in ("q", "k", "v")]
-        self.q_width, self.kv_width = parts[0].shape[-1], parts[1].shape[-1]
-        self.qkv = Linear(np.concatenate(parts, axis=-1), kind)  # one product fills the lanes better than three
+        q, k, v = (load(f"attention.{name}") for name in ("q", "k", "v"))
+        self.q_width, self.kv_width = q.shape[-1], k.shape[-1]
+        q = q * np.float32(config.scale)
+        self.qkv = Linear(np.concatenate([q, k, v], axis=-1), kind)  # one product fills the lanes better than three
         self.output = Linear(load("attention.output"), kind)
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+    def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
         """Returns (update of the residual [rows, d_model], what `attend` keeps of k and v)."""
         with jax.named_scope("norm"):
             normed = self.norm(x)
         with jax.named_scope("qkv"):
             qkv = self.qkv(normed)
-            q = qkv[:, : self.q_width] * self.scale
+            q = qkv[:, : self.q_width]
             k = qkv[:, self.q_width : self.q_width + self.kv_width]
             v = qkv[:, self.q_width + self.kv_width :]
-        with jax.named_scope("rope"):
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         with jax.named_scope("attend"):
             mixed, caches = attend(q, k, v)
         with jax.named_scope("output"):
@@ -96,11 +98,11 @@ class Layer(nnx.Module):  # type: ignore[misc]
         self.attention = Attention(config, load, kind)
         self.mlp = FeedForward(config, load, kind)
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+    def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
         """Returns (residual after the layer [rows, d_model], caches of the layer)."""
         with jax.named_scope("layer"):
             with jax.named_scope("attention"):
-                update, caches = self.attention(x, cos, sin, attend)
+                update, caches = self.attention(x, attend)
                 x = x + update
             with jax.named_scope("mlp"):
                 return x + self.mlp(x), caches
@@ -182,14 +184,14 @@ def decode(
     with jax.named_scope("embedding"):
         x = model.embedding(jnp.reshape(token, (1,)))
     with jax.named_scope("rope_row"):
-        cos, sin = (row(table[...], position) for table in (model.cos, model.sin))
+        angles = _over_heads(config.num_kv_heads, *(row(table[...], position) for table in (model.cos, model.sin)))
     with jax.named_scope("mask"):
-        seen = lax.broadcasted_iota(jnp.int32, (1, config.context), 1) <= position
-        bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED))
+        is_before = lax.broadcasted_iota(jnp.int32, (1, config.context), 1) < position
+        bias = jnp.where(is_before, jnp.float32(0), jnp.float32(_MASKED))
 
     def layer_step(x: jax.Array, inputs: tuple[Layer, jax.Array, jax.Array]) -> tuple[jax.Array, Caches]:
         layer, k_layer, v_layer = inputs
-        return layer(x, cos, sin, lambda q, k, v: _attend_cache(config, q, k, v, k_layer, v_layer, position, bias))
+        return layer(x, lambda q, k, v: _attend_cache(config, q, k, v, k_layer, v_layer, position, bias, angles))
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, (model.layers, k_cache, v_cache))
     logits, next_token = _head(model, x)
@@ -215,14 +217,15 @@ def prefill(model: Smollm2, tokens: jax.Array, length: jax.Array) -> tuple[jax.A
     with jax.named_scope("embedding"):
         x = model.embedding(tokens)
     with jax.named_scope("rope_row"):
-        cos, sin = (lax.slice_in_dim(table[...], 0, rows) for table in (model.cos, model.sin))
+        tables = (lax.slice_in_dim(table[...], 0, rows) for table in (model.cos, model.sin))
+        angles = _over_heads(config.num_heads, *tables)
     with jax.named_scope("mask"):
         shape = (rows, config.heads_per_group, rows)
         seen = lax.broadcasted_iota(jnp.int32, shape, 0) >= lax.broadcasted_iota(jnp.int32, shape, 2)
         bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED)).reshape(-1, rows)
 
     def layer_step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Caches]:
-        return layer(x, cos, sin, lambda q, k, v: _attend_prompt(config, q, k, v, bias))
+        return layer(x, lambda q, k, v: _attend_prompt(config, q, k, v, bias, angles))
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
     with jax.named_scope("last_row"):
@@ -246,26 +249,35 @@ def _attend_cache(
     v_layer: jax.Array,
     position: jax.Array,
     bias: jax.Array,
+    angles: Angles,
 ) -> tuple[jax.Array, Caches]:
-    """Attends from one row to the caches of one layer.
+    """Attends from one row to the caches of one layer as they are, and to the row itself; then writes its k and v.
 
-    q becomes [num_heads, kv_dim], zero outside the columns of a head's own group, so that the scores of all heads are
-    one matmul with the cache as stored, and the mixed values are another.
+    Nothing waits for the caches to be written. q becomes [num_heads, kv_dim], zero outside the columns of a head's own
+    group, so that the scores of all heads are one matmul with the cache as stored, and the mixed values are another.
+    Probabilities are divided by their sum after they have mixed the values: sum and mix need not wait for each other.
     """
+    q, turned = _to_group_columns(config, q), _to_group_columns(config, _swap_halves(config, q))
+    q = q * angles[0] + turned * angles[1]
+    k, v = _rotate(config, k, angles).astype(_CACHE_DTYPE), v.astype(_CACHE_DTYPE)
+    scores = matmul(q, k_layer) + bias
+    own = jnp.sum(q * k.astype(jnp.float32), axis=1, keepdims=True)
+    largest = jnp.maximum(jnp.max(scores, axis=1, keepdims=True), own)
+    weights, own_weight = jnp.exp(scores - largest), jnp.exp(own - largest)
+    mixed = matmul(weights, v_layer) + own_weight * v.astype(jnp.float32)
+    mixed = mixed / (jnp.sum(weights, axis=1, keepdims=True) + own_weight)
     start = (position, 0)
-    k_layer = lax.dynamic_update_slice(k_layer, k.astype(_CACHE_DTYPE).T, start[::-1], allow_negative_indices=False)
-    v_layer = lax.dynamic_update_slice(v_layer, v.astype(_CACHE_DTYPE), start, allow_negative_indices=False)
-    heads = q.reshape(config.num_heads, config.head_dim)
-    probabilities = softmax(matmul(_to_group_columns(config, heads), k_layer) + bias)
-    mixed = _from_group_columns(config, matmul(probabilities, v_layer))
-    return mixed.reshape(1, -1), (k_layer, v_layer)
+    k_layer = lax.dynamic_update_slice(k_layer, k.T, start[::-1], allow_negative_indices=False)
+    v_layer = lax.dynamic_update_slice(v_layer, v, start, allow_negative_indices=False)
+    return _from_group_columns(config, mixed), (k_layer, v_layer)
 
 
 def _attend_prompt(
-    config: Smollm2Config, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+    config: Smollm2Config, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, angles: Angles
 ) -> tuple[jax.Array, Caches]:
     """Attends within the prompt, group by group; row t * heads_per_group + h of a group is head h of position t."""
     rows, width = q.shape[0], config.head_dim
+    q, k = _rotate(config, q, angles), _rotate(config, k, angles)
     k_columns, v_rows = k.astype(_CACHE_DTYPE).T, v.astype(_CACHE_DTYPE)
     group_width = config.heads_per_group * width
     mixed = []
@@ -273,8 +285,9 @@ def _attend_prompt(
         q_group = lax.slice_in_dim(q, group * group_width, (group + 1) * group_width, axis=1).reshape(-1, width)
         k_group = lax.slice_in_dim(k_columns, group * width, (group + 1) * width, axis=0)
         v_group = lax.slice_in_dim(v_rows, group * width, (group + 1) * width, axis=1)
-        probabilities = softmax(matmul(q_group, k_group) + bias)
-        mixed.append(matmul(probabilities, v_group).reshape(rows, group_width))
+        scores = matmul(q_group, k_group) + bias
+        weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+        mixed.append((matmul(weights, v_group) / jnp.sum(weights, axis=1, keepdims=True)).reshape(rows, group_width))
     rest = config.context - rows
     if rest:
         k_columns = jnp.concatenate([k_columns, jnp.zeros((config.kv_dim, rest), _CACHE_DTYPE)], axis=1)
@@ -282,31 +295,36 @@ def _attend_prompt(
     return jnp.concatenate(mixed, axis=1), (k_columns, v_rows)
 
 
-def _to_group_columns(config: Smollm2Config, heads: jax.Array) -> jax.Array:
-    """Places [num_heads, head_dim] into [num_heads, kv_dim], zero outside the columns of the head's group."""
-    blocks = []
-    for group in range(config.num_kv_heads):
-        block = lax.slice_in_dim(heads, group * config.heads_per_group, (group + 1) * config.heads_per_group)
-        widths = (group * config.head_dim, (config.num_kv_heads - 1 - group) * config.head_dim)
-        left, right = ([jnp.zeros((config.heads_per_group, width), block.dtype)] if width else [] for width in widths)
-        blocks.append(jnp.concatenate([*left, block, *right], axis=1))
-    return jnp.concatenate(blocks, axis=0)
+def _over_heads(num_heads: int, cos: jax.Array, sin: jax.Array) -> Angles:
+    """Tables [rows, head_dim] repeated for every head: rotation works on whole rows."""
+    return jnp.tile(cos, (1, num_heads)), jnp.tile(sin, (1, num_heads))
+
+
+def _rotate(config: Smollm2Config, x: jax.Array, angles: Angles) -> jax.Array:
+    """Rotates each head of x [rows, heads * head_dim] by the angles of its row."""
+    cos, sin = (lax.slice_in_dim(table, 0, x.shape[1], axis=1) for table in angles)
+    return x * cos + _swap_halves(config, x) * sin
+
+
+def _swap_halves(config: Smollm2Config, x: jax.Array) -> jax.Array:
+    """[rows, heads * head_dim] with the two halves of every head exchanged."""
+    return x.reshape(x.shape[0], -1, 2, config.head_dim // 2)[:, :, ::-1].reshape(x.shape)
+
+
+def _to_group_columns(config: Smollm2Config, q: jax.Array) -> jax.Array:
+    """Makes [1, num_heads * head_dim] [num_heads, kv_dim], zero outside the columns of the head's group."""
+    width, columns = config.head_dim, []
+    for head in range(config.num_heads):
+        left = head // config.heads_per_group * width
+        row = lax.slice_in_dim(q, head * width, (head + 1) * width, axis=1)
+        columns.append(jnp.pad(row, ((0, 0), (left, config.kv_dim - width - left))))
+    return jnp.concatenate(columns, axis=0)
 
 
 def _from_group_columns(config: Smollm2Config, blocks: jax.Array) -> jax.Array:
-    """Takes each head's own head_dim columns out of [num_heads, kv_dim]: the inverse of `_to_group_columns`."""
+    """Takes each head's own head_dim columns out of [num_heads, kv_dim]: [1, num_heads * head_dim]."""
     heads = []
-    for group in range(config.num_kv_heads):
-        first_head, first_column = group * config.heads_per_group, group * config.head_dim
-        limits = (first_head + config.heads_per_group, first_column + config.head_dim)
-        heads.append(lax.slice(blocks, (first_head, first_column), limits))
-    return jnp.concatenate(heads, axis=0)
-
-
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates each head of x [rows, heads * head_dim] by the angles of its row; cos and sin are [rows, head_dim]."""
-    rows, head_dim = cos.shape
-    heads = x.reshape(rows, -1, head_dim)
-    first, second = (lax.slice_in_dim(heads, i * head_dim // 2, (i + 1) * head_dim // 2, axis=2) for i in (0, 1))
-    swapped = jnp.concatenate([second, first], axis=2)
-    return (heads * cos[:, None, :] + swapped * sin[:, None, :]).reshape(x.shape)
+    for head in range(config.num_heads):
+        first = head // config.heads_per_group * config.head_dim
+        heads.append(lax.slice(blocks, (head, first), (head + 1, first + config.head_dim)))
+    return jnp.concatenate(heads, axis=1)

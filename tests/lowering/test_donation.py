@@ -35,7 +35,31 @@ def is_in_place(compiled):
     return set(result.view.refs[:, 0].tolist()) == set(argument.view.refs[:, 0].tolist())
 
 
+def with_readers(order):
+    """An update in place of a stack that products, a move and a sum read; `order`: before the update, or after it."""
+
+    def body(c, x):
+        def read():
+            return jnp.sum(x[:1] @ x.T) + jnp.sum(jnp.flip(x, 0)[:1] * 3)
+
+        total = read() if order == "before" else jnp.float32(0)
+        y = x * c + 2
+        total = read() if order == "after" else total
+        return c + total, y
+
+    return body
+
+
+def own_reader(c, x):
+    """The update itself reads another row than the one it writes."""
+    return c, x * jnp.flip(x, 0)
+
+
 BODIES = {
+    "read_before": with_readers("before"),
+    "read_after": with_readers("after"),
+    "own_reader": own_reader,
+    "moved_to_the_carry": lambda c, x: (c + x[0, 0], x * 2),
     "update": lambda c, x: (c, x * c + 2),
     "backwards": lambda c, x: (c, jnp.flip(x, 0) * c),
     "shift_up": lambda c, x: (c, jnp.concatenate([x[1:], x[:1] * c])),
@@ -56,7 +80,21 @@ def test_an_update_element_by_element_is_done_in_place():
     assert not is_in_place(run(BODIES["update"], stack_of(32), donated=False))
 
 
-@pytest.mark.parametrize("name", ["backwards", "shift_up", "shift_down"])
+def test_readers_of_the_old_content_come_before_the_update_or_get_a_copy():
+    assert is_in_place(run(BODIES["read_before"], stack_of(32)))
+    assert not is_in_place(run(BODIES["read_after"], stack_of(32)))
+
+
+def test_a_product_of_the_old_content_may_be_asked_for_late():
+    def body(c, x):
+        product = jax.lax.dot(jnp.ones((1, 32), np.float16), x, preferred_element_type=jnp.float32)
+        y = x * c.astype(np.float16) + np.float16(2)
+        return c + jnp.sum(jnp.flip(y, 0)[:1].astype(np.float32)) + jnp.sum(product), y
+
+    assert is_in_place(run(body, stack_of(32).astype(np.float16)))
+
+
+@pytest.mark.parametrize("name", ["backwards", "shift_up", "shift_down", "own_reader"])
 def test_moved_rows_are_written_elsewhere(name):
     assert not is_in_place(run(BODIES[name], stack_of(32)))
 

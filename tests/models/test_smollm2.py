@@ -131,10 +131,8 @@ def test_rope_tables_are_rotations_with_negated_first_half():
 
 
 ALLOWED = {
-    "and",
-    "eq",
-    "shift_right_arithmetic",
     "add",
+    "and",
     "argmax",
     "broadcast_in_dim",
     "concatenate",
@@ -143,6 +141,7 @@ ALLOWED = {
     "dot_general",
     "dynamic_slice",
     "dynamic_update_slice",
+    "eq",
     "exp",
     "gather",
     "ge",
@@ -150,16 +149,21 @@ ALLOWED = {
     "jit",
     "le",
     "logistic",
+    "lt",
     "max",
     "mul",
+    "pad",
     "reduce_max",
     "reduce_sum",
     "reshape",
+    "rev",
     "rsqrt",
     "scan",
     "select_n",
+    "shift_right_arithmetic",
     "slice",
     "sub",
+    "tile",
     "transpose",
 }
 
