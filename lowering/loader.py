@@ -18,7 +18,8 @@ def load_sram(allocated: AllocatedGraph, arguments: Sequence[np.ndarray], graph:
     tiles = allocated.tiles
     sram = Sram(tiles.chip)
     for storage, spot in zip(tiles.storages, allocated.places, strict=True):
-        if spot is not None and storage.interleave > 1 and (storage.plane is not None or not storage.resident):
+        is_spread = storage.interleave > 1 and not storage.skewed
+        if spot is not None and is_spread and (storage.plane is not None or not storage.resident):
             addresses = np.arange(spot.base, spot.base + storage.num_addresses)
             zeros = np.zeros((len(addresses), tiles.chip.num_lanes), np.uint8)
             for mem_slice in spot.slices:
@@ -49,12 +50,12 @@ def _store(allocated: AllocatedGraph, sram: Sram, refs: IntArray, vectors: np.nd
         mine = np.nonzero(refs[:, 0] == storage_id)[0]
         data = np.ascontiguousarray(vectors[mine])
         planes = data.view(np.uint8).reshape(*data.shape, data.dtype.itemsize)
-        group, word = refs[mine, 1] % storage.interleave, spot.base + refs[mine, 1] // storage.interleave
-        for g in np.unique(group).tolist():
-            rows = group == g
-            for byte in range(data.dtype.itemsize):
-                mem_slice = spot.slices[g * data.dtype.itemsize + byte]
-                sram.write(storage.hemisphere, mem_slice, word[rows], planes[rows, :, byte])
+        for byte in range(data.dtype.itemsize):
+            index = storage.slice_index(refs[mine, 1], byte)
+            word = spot.base + storage.address(refs[mine, 1], byte)
+            for number in np.unique(index).tolist():
+                rows = index == number
+                sram.write(storage.hemisphere, spot.slices[number], word[rows], planes[rows, :, byte])
 
 
 def read_outputs(allocated: AllocatedGraph, sram: Sram, graph: GraphLike) -> list[np.ndarray]:
@@ -71,12 +72,12 @@ def _fetch(allocated: AllocatedGraph, sram: Sram, binding: Binding) -> np.ndarra
         storage, spot = allocated.tiles.storages[storage_id], allocated.places[storage_id]
         assert spot is not None
         mine = np.nonzero(refs[:, 0] == storage_id)[0]
-        group, word = refs[mine, 1] % storage.interleave, spot.base + refs[mine, 1] // storage.interleave
-        for g in np.unique(group).tolist():
-            rows = mine[group == g]
-            for byte in range(dtype.itemsize):
-                mem_slice = spot.slices[g * dtype.itemsize + byte]
-                planes[rows, :, byte] = sram.read(storage.hemisphere, mem_slice, word[group == g])
+        for byte in range(dtype.itemsize):
+            index = storage.slice_index(refs[mine, 1], byte)
+            word = spot.base + storage.address(refs[mine, 1], byte)
+            for number in np.unique(index).tolist():
+                rows = index == number
+                planes[mine[rows], :, byte] = sram.read(storage.hemisphere, spot.slices[number], word[rows])
     vectors = planes.reshape(len(refs), -1).view(dtype)
     array = unpack(vectors, binding.view.shape, binding.view.splat)
     return array.astype(binding.dtype)

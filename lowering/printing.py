@@ -19,6 +19,7 @@ from lpu_jax.lowering.tile_ir import (
     Storage,
     TileGraph,
     TileOp,
+    TransposeOp,
 )
 from lpu_jax.runtime.ops import Immediate
 
@@ -62,7 +63,10 @@ def op_text(op: TileOp) -> str:
     """One tile op."""
     source = f"  # {op.source}" if op.source else ""
     if not isinstance(op, ChainOp):
-        return f"permute {op.format.name} {_refs(op.source_refs)} by {_refs(op.maps)} -> {_refs(op.targets)}{source}"
+        if isinstance(op, TransposeOp):
+            return f"transpose {op.format.name} {_refs(op.source_refs)} -> {_refs(op.targets)}{source}"
+        moved = f"{_refs(op.source_refs)} by {_refs(op.maps)} -> {_refs(op.targets)}"
+        return f"{op.unit.value} {op.format.name} {moved}{source}"
     inputs = ", ".join(_input_text(item) for item in op.inputs)
     steps = "; ".join(f"{s.function} {' '.join(_operand_text(o) for o in s.operands)}" for s in op.steps)
     outputs = ", ".join(
@@ -75,6 +79,7 @@ def op_text(op: TileOp) -> str:
 def _storage_text(storage: Storage) -> str:
     loop = f" x{storage.num_iterations}" if storage.num_iterations > 1 else ""
     spread = f" interleave {storage.interleave}" if storage.interleave > 1 else ""
+    spread = " skewed" if storage.skewed else spread
     name = f" {storage.name}" if storage.name else ""
     return f"s{storage.id}: {storage.num_vectors}{loop} {storage.format.name} {storage.hemisphere.name}{spread}{name}"
 

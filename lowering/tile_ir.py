@@ -3,7 +3,7 @@
 Grammar (as printed):
   tiles   ::= storage* block*
   block   ::= "block" "x" iterations "{" tile_op* "}"
-  tile_op ::= "chain" ... | "matmul" ... | "permute" ...
+  tile_op ::= "chain" ... | "permute" ... | "distribute" ... | "transpose" ...
 
 A `Storage` is a set of equally wide vectors that lives at one place. A `View` says which vectors, in which order, make
 up a logical value; reshapes, leading-axis transposes, slices and broadcasts are views and cost nothing.
@@ -12,6 +12,7 @@ up a logical value; reshapes, leading-axis transposes, slices and broadcasts are
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from lpu_jax.runtime.ops import Immediate
 
 IntArray = npt.NDArray[np.int64]
 
+GROUP = 16
+"""Vectors that a transposer takes at once, and lanes of a superlane."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Storage:
@@ -29,8 +33,10 @@ class Storage:
 
     Vector v of byte b lies in slice slices[(v % interleave) * bytes + b] at address base + v // interleave.
     With num_iterations > 1, iteration i of the enclosing loop uses vectors i * num_vectors + v.
+    A skewed storage has 16 slices and interleave 16; v of byte b lies in slice (v + 16 / bytes * b) % 16 at address
+    base + v // 16 * bytes + b. So one byte of 16 neighbours is read in one cycle, and so are 16 / bytes neighbours.
 
-    Invariants: num_vectors % interleave == 0 when num_iterations > 1.
+    Invariants: num_vectors % interleave == 0 when num_iterations > 1; skewed storages have one iteration.
     """
 
     id: int
@@ -39,19 +45,36 @@ class Storage:
     hemisphere: Hemisphere
     interleave: int = 1
     plane: int | None = None  # weights of this plane lie in its slice set
-    column: str = ""  # "near": next to the VXM (scatter addresses); "far": the last column (gather addresses)
+    # "near": next to the VXM (scatter addresses); "far": the last column (gather addresses); "maps": few slices for all
+    # maps of distributors, which are read in the same cycles as the data
+    column: str = ""
     num_iterations: int = 1
     resident: bool = False  # filled by the host before the program starts
     name: str = ""
+    skewed: bool = False
 
     @property
     def num_slices(self) -> int:
         """MEM slices that the storage spans."""
-        return self.interleave * self.format.num_bytes
+        return self.interleave * (1 if self.skewed else self.format.num_bytes)
+
+    def slice_index(self, vectors: IntArray, byte: int) -> IntArray:
+        """Which of the storage's slices hold a byte of some vectors."""
+        if self.skewed:
+            return (vectors + self.interleave // self.format.num_bytes * byte) % self.interleave
+        return vectors % self.interleave * self.format.num_bytes + byte
+
+    def address(self, vectors: IntArray, byte: int) -> IntArray:
+        """Addresses of a byte of some vectors, from the storage's base on."""
+        if self.skewed:
+            return vectors // self.interleave * self.format.num_bytes + byte
+        return vectors // self.interleave
 
     @property
     def num_addresses(self) -> int:
         """Vector words per slice."""
+        if self.skewed:
+            return -(-self.num_vectors // self.interleave) * self.format.num_bytes
         return -(-self.num_vectors * self.num_iterations // self.interleave)
 
     @property
@@ -221,9 +244,19 @@ class ChainOp:
     name: str = ""
 
 
+class SxmUnit(enum.Enum):
+    """What moves the lanes of a PermuteOp: the permuter any lane, the distributors only within its superlane."""
+
+    PERMUTER = "permute"
+    DISTRIBUTOR = "distribute"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PermuteOp:
-    """Vectors sent through a permuter: target[k][lane] = source[k][map[k][lane]], 0 where the map has no lane."""
+    """Vectors sent through an SXM: target[k][lane] = source[k][map[k][lane]], 0 where the map has no lane.
+
+    Maps hold a lane of the vector (permuter, 2 bytes) or of the superlane (distributor, 1 byte).
+    """
 
     source_refs: IntArray
     maps: IntArray
@@ -232,9 +265,32 @@ class PermuteOp:
     hemisphere: Hemisphere
     source: str = ""
     name: str = ""
+    unit: SxmUnit = SxmUnit.PERMUTER
 
 
-TileOp = ChainOp | PermuteOp
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TransposeOp:
+    """Groups of 16 vectors transposed by superlane: target[16 g + j][u, lane i] = source[16 g + i][u, lane j].
+
+    The 16 vectors of a group, one byte of each, lie in different slices, and so do its results.
+    """
+
+    source_refs: IntArray
+    targets: IntArray
+    format: DataFormat
+    hemisphere: Hemisphere
+    source: str = ""
+    name: str = ""
+
+
+TileOp = ChainOp | PermuteOp | TransposeOp
+
+
+def num_parts(op: TileOp) -> int:
+    """Vectors (or groups of them) that can be handled apart."""
+    if isinstance(op, ChainOp):
+        return op.num_vectors
+    return len(op.maps) if isinstance(op, PermuteOp) else len(op.targets) // GROUP
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput, PermuteOp, TileGraph
+from lpu_jax.lowering.tile_ir import MatMulInput, PermuteOp, SxmUnit, TileGraph, TileOp, TransposeOp
 
 
 def resource_bounds(tiles: TileGraph) -> dict[str, int]:
@@ -27,10 +27,14 @@ def resource_bounds(tiles: TileGraph) -> dict[str, int]:
     }
 
 
-def _op_use(tiles: TileGraph, op: ChainOp | PermuteOp) -> dict[str, int]:
+def _op_use(tiles: TileGraph, op: TileOp) -> dict[str, int]:
     chip = tiles.chip
+    if isinstance(op, TransposeOp):
+        return {"stream": 2 * len(op.targets) * op.format.num_bytes}
     if isinstance(op, PermuteOp):
         vectors = len(op.maps) * op.format.num_bytes
+        if op.unit is SxmUnit.DISTRIBUTOR:
+            return {"stream": 2 * vectors + len(op.maps)}
         return {"permuter": vectors, "stream": 4 * vectors}
     use = {"mxm": 0, "weight_load": 0, "stream": 0}
     use["alu"] = sum(chip.alu_slots(step.function) for step in op.steps) * op.num_vectors

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from lpu_jax.lowering.tile_ir import (
+    GROUP,
     ChainOp,
     GatherInput,
     IntArray,
     MemoryInput,
     MemoryOutput,
+    PermuteOp,
     StepRef,
+    SxmUnit,
     TileGraph,
     TileOp,
+    TransposeOp,
 )
 from lpu_jax.runtime.errors import ScheduleError
 
@@ -33,6 +37,7 @@ def verify_tiles(tiles: TileGraph) -> None:
                 for storage in np.unique(refs[:, 0]).tolist():
                     written[storage][refs[refs[:, 0] == storage, 1]] = True
             _check_steps(op)
+            _check_sxm(tiles, op)
         for storage in block.looped:
             parts = written[storage].reshape(block.num_iterations, -1)
             parts |= parts[:1]
@@ -45,7 +50,7 @@ def _whole(tiles: TileGraph, storage: int) -> IntArray:
 
 def _reads(tiles: TileGraph, op: TileOp) -> list[IntArray]:
     if not isinstance(op, ChainOp):
-        return [op.source_refs, op.maps]
+        return [op.source_refs] if isinstance(op, TransposeOp) else [op.source_refs, op.maps]
     found: list[IntArray] = []
     for item in op.inputs:
         if isinstance(item, MemoryInput):
@@ -82,3 +87,23 @@ def _check_steps(op: TileOp) -> None:
     for output in op.outputs:
         if not 0 <= output.step < len(op.steps):
             raise ScheduleError(f"tile: output of step {output.step} of {len(op.steps)} {op.source}")
+
+
+def _check_sxm(tiles: TileGraph, op: TileOp) -> None:
+    """An SXM reaches its own hemisphere, maps are as wide as its unit reads them, transposed groups lie skewed."""
+    if isinstance(op, ChainOp):
+        return
+    for refs in _reads(tiles, op) + _writes(tiles, op):
+        if any(tiles.storages[s].hemisphere is not op.hemisphere for s in np.unique(refs[:, 0]).tolist()):
+            raise ScheduleError(f"tile: an SXM op of {op.hemisphere.name} meets the other hemisphere {op.source}")
+    if isinstance(op, PermuteOp):
+        width = 2 if op.unit is SxmUnit.PERMUTER else 1
+        if any(tiles.storages[s].format.num_bytes != width for s in np.unique(op.maps[:, 0]).tolist()):
+            raise ScheduleError(f"tile: {op.unit.value} reads maps of {width} bytes {op.source}")
+        return
+    for refs in (op.source_refs, op.targets):
+        groups = refs.reshape(-1, GROUP, 2) if len(refs) % GROUP == 0 else refs[:0].reshape(0, 1, 2)
+        skewed = all(tiles.storages[s].skewed for s in np.unique(refs[:, 0]).tolist())
+        in_order = (groups[:, :, 0] == groups[:, :1, 0]).all() and (np.diff(groups[:, :, 1], axis=1) == 1).all()
+        if len(groups) * GROUP != len(refs) or not skewed or not in_order or (groups[:, 0, 1] % GROUP).any():
+            raise ScheduleError(f"tile: a transposer takes aligned groups of {GROUP} skewed vectors {op.source}")

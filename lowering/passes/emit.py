@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lpu_jax.lowering.passes.schedule import Schedule
+from lpu_jax.lowering.passes.schedule import Schedule, ScheduledOp
 from lpu_jax.lowering.passes.template import Slot
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import Opcode, queues, vxm_queue
@@ -24,7 +24,7 @@ def emit(plan: Schedule) -> Program:
         for op in block.ops:
             for row in op.template.rows:
                 operands = tuple(op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands)
-                queue = vxm_queue(chip, op.chosen[row.queue.flex]) if isinstance(row.queue, Slot) else row.queue
+                queue = _queue(chip, op, row.queue)
                 used.add(queue)
                 rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval, origin))
             origin += 1
@@ -41,6 +41,14 @@ def emit(plan: Schedule) -> Program:
         builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)
         start += block.num_iterations * block.period_cycles
     return builder.build()
+
+
+def _queue(chip: ChipSpec, op: ScheduledOp, queue: int | Slot) -> int:
+    """Queue of a row: fixed, an ALU's, or that of the SXM unit chosen."""
+    if not isinstance(queue, Slot):
+        return queue
+    chosen = op.chosen[queue.flex] + queue.offset
+    return vxm_queue(chip, chosen) if op.template.flexible[queue.flex].pool == "alu" else chosen
 
 
 def _free_queue(chip: ChipSpec, used: set[int]) -> int:

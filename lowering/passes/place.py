@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from lpu_jax.lowering.tile_ir import (
+    ChainOp,
     GatherInput,
     MatMulInput,
     MemoryInput,
@@ -21,6 +22,7 @@ from lpu_jax.lowering.tile_ir import (
     Storage,
     TileGraph,
     TileOp,
+    TransposeOp,
 )
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
@@ -51,6 +53,8 @@ class AllocatedGraph:
 
 def op_reads(op: TileOp) -> list[int]:
     """Storages that a tile op reads."""
+    if isinstance(op, TransposeOp):
+        return _ids(op.source_refs)
     if isinstance(op, PermuteOp):
         return _ids(op.source_refs) + _ids(op.maps)
     found: list[int] = []
@@ -72,7 +76,7 @@ def op_reads(op: TileOp) -> list[int]:
 
 def op_writes(op: TileOp) -> list[int]:
     """Storages that a tile op writes."""
-    if isinstance(op, PermuteOp):
+    if not isinstance(op, ChainOp):
         return _ids(op.targets)
     found: list[int] = []
     for output in op.outputs:
@@ -140,6 +144,8 @@ def apart(tiles: TileGraph) -> list[set[int]]:
 
 def _operand_groups(op: TileOp) -> list[list[int]]:
     """Storages of every operand and result that one op uses at the same time."""
+    if isinstance(op, TransposeOp):
+        return [_ids(op.source_refs), _ids(op.targets)]
     if isinstance(op, PermuteOp):
         return [_ids(op.source_refs), _ids(op.maps), _ids(op.targets)]
     groups: list[list[int]] = []
@@ -222,6 +228,8 @@ def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, 
     if storage.column == "far":
         last = (chip.num_mem_columns - 1) * chip.num_slices_per_column
         return [(s,) for s in chip.usable_slices(storage.hemisphere) if s >= last]
+    if storage.column == "maps":
+        return [(s,) for s in (*reversed(near), *(s for group in sets for s in group))]
     far = tuple(s for group in dict.fromkeys(sets) for s in group)
     if storage.interleave > 1:
         everything = near + far

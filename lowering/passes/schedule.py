@@ -19,11 +19,12 @@ import numpy as np
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
 from lpu_jax.lowering.passes.template import Flexible, Key, MemoryAccess, Template, stream_direction
 from lpu_jax.lowering.passes.template_chain import chain_template
-from lpu_jax.lowering.passes.template_permute import permute_template
+from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
-from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp
+from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp, num_parts
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.isa import sxm_queue
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +99,13 @@ class Tables:
         width = flexible.width
         if flexible.pool == "alu":
             return [(a, [("alu", a + i) for i in range(width)]) for a in range(0, self.chip.num_alus - width + 1)]
+        if flexible.pool != "stream":
+            first = 1 if flexible.pool == "transposer" else 1 + self.chip.num_transposers
+            number = self.chip.num_transposers if flexible.pool == "transposer" else self.chip.num_distributors
+            units = [sxm_queue(self.chip, flexible.hemisphere, first + i) for i in range(number)]
+            return [
+                (units[i], [("Q", unit) for unit in units[i : i + width]]) for i in range(0, number - width + 1, width)
+            ]
         direction, count = stream_direction(flexible), self.chip.num_streams_per_direction
         bases = range(0, count - width + 1, width) if width > 1 else range(count - 1, -1, -1)
         base_id = direction * count
@@ -107,7 +115,7 @@ class Tables:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
         fixed = [(self[key], start, end) for key, start, end in template.fixed]
         pools = [[(c, [self[key] for key in keys]) for c, keys in self.pool(f)] for f in template.flexible]
-        if any(self._choose_alone(template.flexible, pool) for pool in ("stream", "alu")):
+        if any(self._choose_alone(template.flexible, pool) for pool in ("stream", "alu", "transposer", "distributor")):
             raise ScheduleError("schedule: one op wants more streams or ALUs than the chip has")
         time = earliest
         while True:
@@ -282,9 +290,9 @@ class _Vectors:
 
 def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
     """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
-    count = op.num_vectors if isinstance(op, ChainOp) else len(op.maps)
+    count = num_parts(op)
     try:
-        template = chain_template(memory, op) if isinstance(op, ChainOp) else permute_template(memory, op)
+        template = chain_template(memory, op) if isinstance(op, ChainOp) else sxm_template(memory, op)
         return [(op, template)]
     except ScheduleError:
         if count == 1:

@@ -37,7 +37,7 @@ class Slot:
 class Flexible:
     """A resource that can be chosen: `width` neighbours of a pool, taken from start to end."""
 
-    pool: str  # "stream" or "alu"
+    pool: str  # "stream", "alu", "transposer" or "distributor"
     inwards: bool
     hemisphere: Hemisphere
     width: int
@@ -84,6 +84,11 @@ class Template:
     def alu(self, slots: int, start: int, duration: int) -> int:
         """Asks for an ALU (and the next slots - 1 ones)."""
         self.flexible.append(Flexible("alu", False, Hemisphere.WEST, slots, start, start + duration))
+        return len(self.flexible) - 1
+
+    def sxm(self, pool: str, side: Hemisphere, width: int, start: int, duration: int) -> int:
+        """Asks for `width` neighbouring transposers or distributors of a hemisphere."""
+        self.flexible.append(Flexible(pool, False, side, width, start, start + duration))
         return len(self.flexible) - 1
 
     def first_cycle(self) -> int:
@@ -158,14 +163,13 @@ class MemoryAccess:
             storage, place = self.home(storage_id)
             mine = np.nonzero(refs[:, 0] == storage_id)[0]
             vectors = refs[mine, 1]
-            group = vectors % storage.interleave
             columns = np.array([self.column(s) for s in place.slices])
-            index = group * storage.format.num_bytes + byte
+            index = storage.slice_index(vectors, byte)
             cycles = times[mine] + outward_sign * columns[index]
             accesses = template.reads if read else template.writes
             if opcode in (Opcode.READ, Opcode.WRITE):
                 accesses.append(Access(storage_id, vectors, cycles))
-            addresses = place.base + vectors // storage.interleave
+            addresses = place.base + storage.address(vectors, byte)
             step = storage.loop_step if storage_id in self.looped else 0
             if self.reverse:
                 addresses, step = addresses + step * (self.iterations - 1), -step

@@ -1,46 +1,102 @@
-"""The template of a permuter pass: maps and data flow out to the SXM, results flow back."""
+"""Templates of SXM ops: maps and data flow out to the SXM, results flow back. Time zero is the first issue there."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from lpu_jax.lowering.passes.template import MemoryAccess, Row, Slot, Template, merge_own
-from lpu_jax.lowering.tile_ir import PermuteOp
+from lpu_jax.lowering.tile_ir import GROUP, PermuteOp, SxmUnit, TransposeOp
 from lpu_jax.runtime.errors import ScheduleError
 from lpu_jax.runtime.isa import Opcode, sxm_queue
 
 
-def permute_template(memory: MemoryAccess, op: PermuteOp) -> Template:
-    """Byte planes go through the permuter one after the other; time zero is the first Permute.
+def sxm_template(memory: MemoryAccess, op: PermuteOp | TransposeOp) -> Template:
+    """The template of an op of the SXM."""
+    if isinstance(op, PermuteOp) and op.unit is SxmUnit.PERMUTER:
+        return permute_template(memory, op)
+    template = _transpose(memory, op) if isinstance(op, TransposeOp) else _distribute(memory, op)
+    if merge_own(template):
+        return template
+    raise ScheduleError(f"schedule: an SXM op of {len(op.targets)} vectors collides with itself ({op.source})")
 
-    With `gap` idle cycles between byte planes where reads and writes of one slice would meet.
+
+def permute_template(memory: MemoryAccess, op: PermuteOp) -> Template:
+    """Byte planes go through the permuter one after the other.
+
+    Vector by vector, so that the first result is whole early; or byte by byte, with `gap` idle cycles in between
+    where reads and writes of one slice would meet.
     """
-    for gap in (0, 1, 16, 128, 1024):
-        template = _build(memory, op, gap)
+    for gap in (None, 0, 1, 16, 128, 1024):
+        template = _permute(memory, op, gap)
         if merge_own(template):
             return template
     raise ScheduleError(f"schedule: a permute of {len(op.maps)} vectors collides with itself ({op.source or op.name})")
 
 
-def _build(memory: MemoryAccess, op: PermuteOp, gap: int) -> Template:
+def _permute(memory: MemoryAccess, op: PermuteOp, gap: int | None) -> Template:
     chip, template = memory.chip, Template()
     count, width, side = len(op.maps), op.format.num_bytes, op.hemisphere
     hops = chip.num_mem_columns
     data_delay = chip.sxm_permute_map_cycles
     result_delay = data_delay + chip.sxm_permute_cycles + chip.sxm_permute_exit_cycles
     queue = sxm_queue(chip, side, 0)
+    interval, shift = (width, 1) if gap is None else (1, count + gap)
     for byte in range(width):
-        start = byte * (count + gap)
-        cycles = start + np.arange(count)
-        maps = template.stream(False, side, 2, start - hops, count)
-        data = template.stream(False, side, 1, start + data_delay - hops, count)
-        result = template.stream(True, side, 1, start + result_delay + hops, count)
+        start = byte * shift
+        cycles = start + np.arange(count) * interval
+        if gap is not None or byte == 0:
+            duration = count if gap is not None else count * width
+            maps = template.stream(False, side, 2, start - hops, duration)
+            data = template.stream(False, side, 1, start + data_delay - hops, duration)
+            result = template.stream(True, side, 1, start + result_delay + hops, duration)
+            template.fixed.append((("permuter", side), start, start + duration))
         leave = cycles - hops - chip.mem_read_cycles
         for half in range(2):
             memory.add(template, Opcode.READ, op.maps, half, leave, 1, (Slot(maps, half),))
         memory.add(template, Opcode.READ, op.source_refs, byte, leave + data_delay, 1, (Slot(data),))
         memory.add(template, Opcode.WRITE, op.targets, byte, cycles + result_delay + hops, -1, (Slot(result), 0))
-        template.fixed.append((("permuter", side), start, start + count))
         template.fixed.append((("Q", queue), start, start + 1))
-        template.rows.append(Row(start, queue, Opcode.PERMUTE, (Slot(data), Slot(maps), Slot(result), 0, 0), count, 1))
+        operands = (Slot(data), Slot(maps), Slot(result), 0, 0)
+        template.rows.append(Row(start, queue, Opcode.PERMUTE, operands, count, interval))
+    return template
+
+
+def _distribute(memory: MemoryAccess, op: PermuteOp) -> Template:
+    """One distributor per byte plane, a vector per cycle; all of them take the same map."""
+    chip, template = memory.chip, Template()
+    count, width, side = len(op.maps), op.format.num_bytes, op.hemisphere
+    hops, delay = chip.num_mem_columns, 2 * chip.sxm_crossing_cycles + chip.sxm_distribute_cycles
+    cycles = np.arange(count)
+    units = template.sxm("distributor", side, width, 0, count)
+    maps = template.stream(False, side, 1, -hops, count)
+    data = template.stream(False, side, width, -hops, count)
+    result = template.stream(True, side, width, delay + hops, count)
+    leave = cycles - hops - chip.mem_read_cycles
+    memory.add(template, Opcode.READ, op.maps, 0, leave, 1, (Slot(maps),))
+    for byte in range(width):
+        memory.add(template, Opcode.READ, op.source_refs, byte, leave, 1, (Slot(data, byte),))
+        memory.add(template, Opcode.WRITE, op.targets, byte, cycles + delay + hops, -1, (Slot(result, byte), 0))
+        operands = (Slot(data, byte), Slot(maps), Slot(result, byte), 0, int(byte < width - 1))
+        template.rows.append(Row(0, Slot(units, byte), Opcode.DISTRIBUTE, operands, count, 1))
+    return template
+
+
+def _transpose(memory: MemoryAccess, op: TransposeOp) -> Template:
+    """A transposer takes one byte of the 16 vectors of a group per cycle."""
+    chip, template = memory.chip, Template()
+    width, side = op.format.num_bytes, op.hemisphere
+    groups = len(op.targets) // GROUP
+    hops, delay = chip.num_mem_columns, 2 * chip.sxm_crossing_cycles + chip.sxm_transpose_cycles
+    unit = template.sxm("transposer", side, 1, 0, groups * width)
+    data = template.stream(False, side, GROUP, -hops, groups * width)
+    result = template.stream(True, side, GROUP, delay + hops, groups * width)
+    for byte in range(width):
+        cycles = np.arange(groups) * width + byte
+        leave = cycles - hops - chip.mem_read_cycles
+        for lane in range(GROUP):
+            sources, targets = op.source_refs[lane::GROUP], op.targets[lane::GROUP]
+            memory.add(template, Opcode.READ, sources, byte, leave, 1, (Slot(data, lane),))
+            memory.add(template, Opcode.WRITE, targets, byte, cycles + delay + hops, -1, (Slot(result, lane), 0))
+        operands = (Slot(data), Slot(result), 0)
+        template.rows.append(Row(byte, Slot(unit), Opcode.TRANSPOSE, operands, groups, width))
     return template

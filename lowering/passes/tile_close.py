@@ -11,6 +11,7 @@ import numpy as np
 from lpu_jax.lowering.passes.tile_chain import OpenChain, ProductSource
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import (
+    GROUP,
     ChainInput,
     ChainOp,
     InputRef,
@@ -24,6 +25,7 @@ from lpu_jax.lowering.tile_ir import (
     StepOperand,
     StepRef,
     TileOp,
+    TransposeOp,
     View,
     WeightTile,
 )
@@ -115,14 +117,17 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
 
 
 def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp], ChainOp]:
-    """Copies operands that lie in one storage with another operand: a slice reads one vector per cycle."""
+    """Copies operands that lie in one storage with another operand: a slice reads one vector per cycle.
+
+    Skewed storages are left to those who read them side by side.
+    """
     seen: set[int] = set()
     copies: list[ChainOp] = []
     inputs = list(op.inputs)
     for index, item in enumerate(op.inputs):
         if not isinstance(item, MemoryInput):
             continue
-        own = {int(s) for s in np.unique(item.refs[:, 0])}
+        own = {int(s) for s in np.unique(item.refs[:, 0]) if not builder.storages[int(s)].skewed}
         if own & seen:
             unique, inverse = np.unique(item.refs, axis=0, return_inverse=True)
             storage = builder.new_storage(len(unique), item.format, builder.next_hemisphere(), name="operand copy")
@@ -139,7 +144,10 @@ def select_vectors(op: TileOp, vectors: np.ndarray) -> TileOp:
     """The part of an op that handles some of its vectors."""
     if isinstance(op, PermuteOp):
         refs = (op.source_refs[vectors], op.maps[vectors], op.targets[vectors])
-        return PermuteOp(*refs, op.format, op.hemisphere, op.source, op.name)
+        return dataclasses.replace(op, source_refs=refs[0], maps=refs[1], targets=refs[2])
+    if isinstance(op, TransposeOp):
+        rows = (vectors[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+        return dataclasses.replace(op, source_refs=op.source_refs[rows], targets=op.targets[rows])
     return _select_chain(op, vectors)
 
 

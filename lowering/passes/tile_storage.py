@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lpu_jax.lowering.tile_ir import IntArray, Storage, View, num_rows, num_tiles, num_view_vectors, pack
+from lpu_jax.lowering.tile_ir import IntArray, Storage, SxmUnit, View, num_rows, num_tiles, num_view_vectors, pack
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Aval
@@ -230,21 +230,27 @@ class StorageBuilder:
             self._constant_views[key] = View((rows, self.chip.num_lanes), False, refs)
         return int(self._constant_views[key].refs[0, 0])
 
-    def lane_maps(self, hemisphere: Hemisphere, maps: np.ndarray) -> IntArray:
-        """Refs of permuter maps [n, lanes] (source lane, or -1 for none) held in a hemisphere; equal maps share."""
-        stored = np.where(maps < 0, 0xFFFF, maps).astype(np.uint16).view(np.int16)
-        refs = np.zeros((len(stored), 2), np.int64)
-        new: list[tuple[int, np.ndarray]] = []
-        for index, lane_map in enumerate(stored):
-            key = (int(hemisphere), lane_map.tobytes())
-            if key not in self._lane_maps:
-                self._lane_maps[key] = np.array([-1, len(new)])
-                new.append((index, lane_map))
+    def lane_maps(self, hemisphere: Hemisphere, maps: np.ndarray, unit: SxmUnit = SxmUnit.PERMUTER) -> IntArray:
+        """Refs of maps [n, lanes] (source lane, or -1 for none) held in a hemisphere as a unit reads them."""
+        if unit is SxmUnit.PERMUTER:
+            stored, form = np.where(maps < 0, 0xFFFF, maps).astype(np.uint16).view(np.int16), DataFormat.INT16
+        else:
+            lanes = maps % self.chip.num_lanes_per_superlane
+            stored, form = np.where(maps < 0, 0xFF, lanes).astype(np.uint8), DataFormat.UINT8
+        kinds, inverse = np.unique(stored, axis=0, return_inverse=True)
+        refs = np.zeros((len(kinds), 2), np.int64)
+        new: list[int] = []
+        for index, lane_map in enumerate(kinds):
+            known = self._lane_maps.get((int(hemisphere), lane_map.tobytes()))
+            if known is None:
+                new.append(index)
+            else:
+                refs[index] = known
         if new:
-            storage = self.new_storage(len(new), DataFormat.INT16, hemisphere, resident=True, name="lane maps")
-            self.constants.append((np.stack([lane_map for _, lane_map in new]), self.whole(storage, len(new))))
-            for position, (_, lane_map) in enumerate(new):
-                self._lane_maps[int(hemisphere), lane_map.tobytes()] = np.array([storage, position])
-        for index, lane_map in enumerate(stored):
-            refs[index] = self._lane_maps[int(hemisphere), lane_map.tobytes()]
-        return refs
+            column = "" if unit is SxmUnit.PERMUTER else "maps"
+            storage = self.new_storage(len(new), form, hemisphere, resident=True, column=column, name="lane maps")
+            refs[new] = self.whole(storage, len(new))
+            self.constants.append((kinds[new], refs[new]))
+            for index in new:
+                self._lane_maps[int(hemisphere), kinds[index].tobytes()] = refs[index]
+        return refs[inverse.reshape(-1)]

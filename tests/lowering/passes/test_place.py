@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 from families import FAMILIES, build
 from helpers import Sketch, assert_agrees
@@ -11,8 +12,18 @@ from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.place import place, verify_allocation
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.pipeline import compile_graph
-from lpu_jax.lowering.tile_ir import GatherInput, MatMulInput, MemoryInput, MemoryOutput, PermuteOp
+from lpu_jax.lowering.tile_ir import (
+    GatherInput,
+    MatMulInput,
+    MemoryInput,
+    MemoryOutput,
+    PermuteOp,
+    Storage,
+    TransposeOp,
+)
+from lpu_jax.runtime.chip import Hemisphere
 from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Aval, Immediate, Reverse
 
 
@@ -33,9 +44,9 @@ class Owners:
             storage, spot = self.storages[storage_id], self.allocated.places[storage_id]
             if storage_id in looped:
                 vector += iteration * storage.num_vectors
-            group = vector % storage.interleave * storage.format.num_bytes
-            for mem_slice in spot.slices[group : group + storage.format.num_bytes]:
-                yield storage_id, (storage.hemisphere, mem_slice, spot.base + vector // storage.interleave)
+            for byte in range(storage.format.num_bytes):
+                mem_slice = spot.slices[int(storage.slice_index(vector, byte))]
+                yield storage_id, (storage.hemisphere, mem_slice, spot.base + int(storage.address(vector, byte)))
 
     def write(self, refs, iteration, looped=frozenset()):
         for storage_id, word in self.words(refs, iteration, looped):
@@ -61,6 +72,8 @@ class Owners:
     def accesses(self, op):
         if isinstance(op, PermuteOp):
             return [*op.source_refs.tolist(), *op.maps.tolist()], op.targets.tolist()
+        if isinstance(op, TransposeOp):
+            return op.source_refs.tolist(), op.targets.tolist()
         reads, writes = [], []
         for item in op.inputs:
             if isinstance(item, MemoryInput):
@@ -78,6 +91,21 @@ class Owners:
                 reads += output.maps.tolist()
                 writes += self.table(output.table)
         return reads, writes
+
+
+@pytest.mark.parametrize("width", [DataFormat.UINT8, DataFormat.FP16, DataFormat.FP32])
+def test_a_skewed_storage_reads_one_byte_of_16_vectors_or_all_bytes_of_its_neighbours_at_once(width):
+    storage = Storage(0, 64, width, Hemisphere.WEST, interleave=16, skewed=True)
+    vectors, side_by_side = np.arange(64), 16 // width.num_bytes
+    index = np.stack([storage.slice_index(vectors, b) for b in range(width.num_bytes)])
+    address = np.stack([storage.address(vectors, b) for b in range(width.num_bytes)])
+    words = set(zip(index.reshape(-1).tolist(), address.reshape(-1).tolist(), strict=True))
+    assert len(words) == 64 * width.num_bytes == storage.num_slices * storage.num_addresses
+    assert max(word for _, word in words) < storage.num_addresses
+    for byte in index:
+        assert all(len(set(byte[g : g + 16])) == 16 for g in range(0, 64, 16))
+    for first in range(0, 64, side_by_side):
+        assert len(set(index[:, first : first + side_by_side].reshape(-1))) == 16
 
 
 def reversals(count, rows):

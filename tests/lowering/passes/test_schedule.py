@@ -27,9 +27,9 @@ def accesses(plan, op):
             storage, spot = storages[access.storage], places[access.storage]
             width = storage.format.num_bytes
             for vector, cycle in zip(access.vectors.tolist(), access.cycles.tolist(), strict=True):
-                group = vector % storage.interleave * width
-                address = spot.base + vector // storage.interleave
-                for mem_slice in spot.slices[group : group + width]:
+                for byte in range(width):
+                    mem_slice = spot.slices[int(storage.slice_index(vector, byte))]
+                    address = spot.base + int(storage.address(vector, byte))
                     # byte planes of a vector lie in several columns; an access is that of one byte
                     yield kind, (storage.hemisphere, mem_slice, address), op.time_zero + cycle
 
