@@ -20,6 +20,7 @@ from lpu_jax.lowering.tile_ir import (
     MemoryOutput,
     PermuteOp,
     Storage,
+    SxmUnit,
     TileGraph,
     TileOp,
     TransposeOp,
@@ -142,6 +143,19 @@ def apart(tiles: TileGraph) -> list[set[int]]:
     return found
 
 
+def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
+    """For every storage, those that cannot share a slice with it: distributors take data and maps in the same cycle."""
+    found: list[set[int]] = [set() for _ in tiles.storages]
+    for block in tiles.blocks:
+        for op in block.ops:
+            if isinstance(op, PermuteOp) and op.unit is SxmUnit.DISTRIBUTOR:
+                for one in _ids(op.source_refs):
+                    for other in _ids(op.maps):
+                        found[one].add(other)
+                        found[other].add(one)
+    return found
+
+
 def _operand_groups(op: TileOp) -> list[list[int]]:
     """Storages of every operand and result that one op uses at the same time."""
     if isinstance(op, TransposeOp):
@@ -250,7 +264,7 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     slots = _Slots(chip)
     places: list[Place | None] = [None] * len(tiles.storages)
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
-    neighbours = apart(tiles)
+    neighbours, strict = apart(tiles), _strictly_apart(tiles)
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
     order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
     for turn, storage in enumerate(order):
@@ -259,13 +273,17 @@ def place(tiles: TileGraph) -> AllocatedGraph:
             continue
         size = storage.num_addresses
         one_bank = storage.id in written
-        busy = {
-            s
-            for other in neighbours[storage.id]
-            if tiles.storages[other].hemisphere == storage.hemisphere
-            for s in (places[other].slices if places[other] is not None else ())  # type: ignore[union-attr]
-        }
-        found = _search(slots, storage, _candidates(chip, storage, turn), live, busy, one_bank)
+        busy, never = (
+            {
+                s
+                for other in others
+                if tiles.storages[other].hemisphere == storage.hemisphere
+                for s in (places[other].slices if places[other] is not None else ())  # type: ignore[union-attr]
+            }
+            for others in (neighbours[storage.id], strict[storage.id])
+        )
+        candidates = [slices for slices in _candidates(chip, storage, turn) if not never & set(slices)]
+        found = _search(slots, storage, candidates, live, busy, one_bank)
         if found is None:
             raise overflow(tiles, storage)
         reuses[storage.id] = slots.take(storage.hemisphere, found, size, live, storage.id)

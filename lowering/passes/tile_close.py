@@ -162,7 +162,7 @@ def _select_chain(op: ChainOp, vectors: np.ndarray) -> ChainOp:
                 MatMulInput(activations, item.lhs_format, item.weights, item.rhs_format, item.hemisphere, item.plane)
             )
         else:
-            raise AssertionError("gathered chains lie in one hemisphere")
+            inputs.append(dataclasses.replace(item, maps=item.maps[vectors]))
     outputs = []
     for output in op.outputs:
         assert not isinstance(output, ScatterOutput)

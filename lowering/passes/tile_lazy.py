@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lpu_jax.lowering.passes.tile_build import build_vectors
 from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_moves import (
     FILL,
@@ -23,7 +24,6 @@ from lpu_jax.lowering.passes.tile_moves import (
     view_codes,
     whole_vectors,
 )
-from lpu_jax.lowering.passes.tile_permute import build_vectors
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import IntArray, View, num_tiles
 from lpu_jax.runtime.ops import Aval, Equation, Move, Pad, Reshape

@@ -74,9 +74,19 @@ def vector_indices(op: Move, shapes: Sequence[tuple[int, ...]], shape: tuple[int
     return move_indices(op, indices, (*shape[:-1], tiles)).reshape(-1)
 
 
+def refs_codes(refs: IntArray) -> IntArray:
+    """Code of lane 0 of every vector."""
+    return (refs[:, 0] << _VECTOR_BITS) + refs[:, 1] << _LANE_BITS
+
+
+def code_vectors(codes: IntArray) -> IntArray:
+    """Number of the vector that a code names, negative for none."""
+    return codes >> _LANE_BITS
+
+
 def view_codes(view: View, lanes: int) -> IntArray:
     """Where every element of a view is: [shape] of `code`."""
-    vectors = (view.refs[:, 0] << _VECTOR_BITS) + view.refs[:, 1] << _LANE_BITS
+    vectors = refs_codes(view.refs)
     if view.splat:
         return (vectors + ANY_LANE).reshape(view.shape)
     last, tiles = (view.shape[-1] if view.shape else 1), num_tiles(view.shape, lanes)

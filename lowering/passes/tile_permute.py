@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
-from lpu_jax.lowering.passes.tile_moves import FILL, Pieces, split_into_pieces, whole_vectors
+from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import (
     InputRef,
@@ -25,46 +25,7 @@ _MANY_MAPS = 256
 """Beyond so many different maps of one lane each, one map per source lane is used."""
 
 
-def build_vectors(
-    builder: StorageBuilder,
-    grid: IntArray,
-    data_format: DataFormat,
-    label: Label,
-    targets: tuple[IntArray, ...] = (),
-) -> tuple[list[TileOp], IntArray]:
-    """Tile ops that build result vectors from the codes of their lanes, and where the results are.
-
-    grid: codes [n, lanes]; targets: refs [n, 2] of every place that wants the result; if none, vectors that are whole
-    stay where they are and the others get new storages.
-    """
-    whole, refs = whole_vectors(grid)
-    ops: list[TileOp] = []
-    if targets and whole.any():
-        ops += _copies(builder, refs[whole], [t[whole] for t in targets], data_format, label)
-    rest = np.nonzero(~whole)[0]
-    if len(rest) == 0:
-        return ops, refs if not targets else targets[0]
-    pieces = split_into_pieces(grid[rest])
-    only = np.bincount(pieces.targets, minlength=len(rest))[pieces.targets] == 1
-    direct = only & ~pieces.in_place()
-    if direct.any():
-        chosen = pieces.select(direct)
-        wanted = [t[rest[chosen.targets]] for t in targets]
-        more, refs[rest[chosen.targets]] = _direct(builder, chosen, wanted, data_format, label)
-        ops += more
-    if not direct.all():
-        order, targets_left = np.unique(pieces.targets[~direct], return_inverse=True)
-        left = Pieces(targets_left.reshape(-1), pieces.sources[~direct], pieces.maps[~direct])
-        wanted = [t[rest[order]] for t in targets]
-        if not targets:
-            storage = builder.new_storage(len(order), data_format, builder.next_hemisphere(), name="merged")
-            wanted = [builder.whole(storage, len(order))]
-        ops += _merged(builder, left, len(order), wanted, data_format, label)
-        refs[rest[order]] = wanted[0]
-    return ops, refs if not targets else targets[0]
-
-
-def _direct(
+def direct(
     builder: StorageBuilder, pieces: Pieces, targets: list[IntArray], data_format: DataFormat, label: Label
 ) -> tuple[list[TileOp], IntArray]:
     """Result vectors of one piece, which the permuter writes where they are wanted; each target in its hemisphere."""
@@ -80,11 +41,11 @@ def _direct(
         missing.append(~near)
     lost = landed[:, 0] < 0
     if lost.any():
-        landed[lost] = _landing(builder, pieces.sources[lost], data_format)
+        landed[lost] = landing(builder, pieces.sources[lost], data_format)
         ops += sxm_passes(builder, pieces.sources[lost], pieces.maps[lost], landed[lost], data_format, label)
     for target, far in zip(targets, missing, strict=True):
         if far.any():
-            ops += _copies(builder, landed[far], [target[far]], data_format, label)
+            ops += copies(builder, landed[far], [target[far]], data_format, label)
     return ops, landed
 
 
@@ -97,7 +58,7 @@ def _nearest(builder: StorageBuilder, sources: IntArray, targets: IntArray) -> I
     return np.where(near[:, None], sources, other)
 
 
-def _landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat) -> IntArray:
+def landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat) -> IntArray:
     """New places in the hemispheres of the sources."""
     refs, sides = np.zeros_like(sources), builder.sides(sources)
     for side in Hemisphere:
@@ -109,10 +70,11 @@ def _landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat
     return refs
 
 
-def _copies(
+def copies(
     builder: StorageBuilder, refs: IntArray, targets: list[IntArray], data_format: DataFormat, label: Label
 ) -> list[TileOp]:
-    raw = _raw(data_format)
+    """Copies vectors to every target."""
+    raw = raw_format(data_format)
     outputs = [(0, target, raw) for target in targets]
     step = Step("identity", (InputRef(0),))
     return list(split_sides(builder, chain_op([MemoryInput(refs, raw)], [step], outputs, label)))
@@ -138,7 +100,7 @@ def sxm_passes(
     return ops
 
 
-def _merged(
+def merged(
     builder: StorageBuilder,
     pieces: Pieces,
     count: int,
@@ -165,11 +127,11 @@ def _merged(
     merger = _Merger(builder, targets, data_format, label)
     for level in range(depth):
         chosen = order[rank == level]
-        layer = _zeros(builder, count, data_format)
+        layer = zeros(builder, count, data_format)
         layer[pieces.targets[chosen]] = pieces.sources[chosen]
         moved = chosen[~stays[chosen]]
         if len(moved):
-            written = _landing(builder, pieces.sources[moved], data_format)
+            written = landing(builder, pieces.sources[moved], data_format)
             ops += sxm_passes(builder, pieces.sources[moved], maps[moved], written, data_format, label)
             layer[pieces.targets[moved]] = written
         mask = None
@@ -181,20 +143,21 @@ def _merged(
 
 def _masks(builder: StorageBuilder, count: int, targets: IntArray, masks: np.ndarray) -> IntArray:
     """For every result vector the mask of the lanes that a piece fills."""
-    refs = _zeros(builder, count, DataFormat.UINT8)
+    refs = zeros(builder, count, DataFormat.UINT8)
     kinds, inverse = np.unique(masks, axis=0, return_inverse=True)
     known = np.concatenate([builder.constant(kind.astype(np.int8), False)[0].refs for kind in kinds])
     refs[targets] = known[inverse.reshape(-1)]
     return refs
 
 
-def _zeros(builder: StorageBuilder, count: int, data_format: DataFormat) -> IntArray:
+def zeros(builder: StorageBuilder, count: int, data_format: DataFormat) -> IntArray:
+    """A vector of zeros, `count` times."""
     dtype = {1: "int8", 2: "int16", 4: "int32"}[data_format.num_bytes]
     zero = builder.constant(np.zeros((1,), dtype), True)[0].refs
     return np.repeat(zero, count, axis=0)
 
 
-def _raw(data_format: DataFormat) -> DataFormat:
+def raw_format(data_format: DataFormat) -> DataFormat:
     """Integer format of the same width: merging and copying must not touch the bits."""
     return {1: DataFormat.UINT8, 2: DataFormat.INT16, 4: DataFormat.INT32}[data_format.num_bytes]
 
@@ -207,7 +170,7 @@ class _Merger:
 
     def __init__(self, builder: StorageBuilder, targets: list[IntArray], data_format: DataFormat, label: Label) -> None:
         self.builder, self.targets, self.label = builder, targets, label
-        self.raw, self.data_format = _raw(data_format), data_format
+        self.raw, self.data_format = raw_format(data_format), data_format
         self.waiting: list[tuple[IntArray, IntArray | None]] = []
         self.merged: IntArray | None = None
 

@@ -9,7 +9,7 @@ from test_random_graphs import STEPS
 
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.tile import tile
-from lpu_jax.lowering.tile_ir import ChainOp
+from lpu_jax.lowering.tile_ir import PermuteOp
 from lpu_jax.runtime.ops import Broadcast, Concatenate, Reshape, Slice, Transpose
 
 MOVES = ("reshape", "transpose", "take", "broadcast", "concatenate", "pad", "reverse")
@@ -46,9 +46,9 @@ def test_composed_moves_equal_numpy_on_320_lanes(composition):
 
 
 def sxm_vectors(graph, chip):
-    """Vectors that pass an SXM."""
+    """Vectors that pass a permuter or distributors."""
     ops = [op for block in tile(graph, chip).blocks for op in block.ops]
-    return sum(len(op.maps) for op in ops if not isinstance(op, ChainOp))
+    return sum(len(op.maps) for op in ops if isinstance(op, PermuteOp))
 
 
 def rotate_half(s, x, heads, width):
