@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lpu_jax.lowering.analysis.bounds import resource_bounds
+from lpu_jax.lowering.analysis.dependency_bound import DependencyBound, dependency_bound
+from lpu_jax.lowering.analysis.resource_bounds import ON_CHIP, resource_bounds
 from lpu_jax.lowering.analysis.tile_checks import verify_tiles
+from lpu_jax.lowering.analysis.use import resource_use
 from lpu_jax.lowering.loader import load_sram, read_outputs
 from lpu_jax.lowering.passes.emit import emit
 from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocation
@@ -86,18 +88,29 @@ class CompiledGraph:
         result = machine.run(self.program, sram)
         return read_outputs(self.allocated, sram, self.graph), result.cycles
 
-    def cost_analysis(self) -> dict[str, object]:
-        """Cycles, both bounds, what bounds the program, and the use of every unit."""
-        bounds = resource_bounds(self.tile_graph)
-        busiest = max(bounds, key=lambda name: bounds[name])
-        dependency = sum(b.dependency_cycles * b.num_iterations for b in self.schedule.blocks)
-        resource = bounds[busiest]
+    @functools.cached_property
+    def dependency_bound(self) -> DependencyBound:
+        """The longest chain of latencies through the graph, as cycles and link by link."""
+        return dependency_bound(self.graph, self.tile_graph.chip)
+
+    def cost_analysis(self, moved_bytes: tuple[int, int] | None = None) -> dict[str, object]:
+        """Cycles, both bounds, what bounds the program, and the use of every unit.
+
+        moved_bytes: what crosses PCIe at a call, in and out; by default all arguments and results.
+        bound_ratio = cycles / max(resource_bound_cycles, dependency_bound_cycles); "pcie" in `resource_bounds` is no
+        part of the cycles, so it is left out of resource_bound_cycles.
+        """
+        bounds = resource_bounds(self.graph, self.tile_graph.chip, moved_bytes)
+        busiest = max(ON_CHIP, key=lambda name: bounds[name])
+        resource, dependency = bounds[busiest], self.dependency_bound.cycles
         return {
             "cycles": self.cycles,
             "resource_bound_cycles": resource,
             "dependency_bound_cycles": dependency,
             "bounded_by": busiest if resource >= dependency else "dependencies",
-            "utilization": {name: value / self.cycles for name, value in bounds.items()},
+            "bound_ratio": self.cycles / max(resource, dependency),
+            "resource_bounds": bounds,
+            "utilization": {name: value / self.cycles for name, value in resource_use(self.tile_graph).items()},
             "instructions": self.program.num_instructions,
             "rows": self.program.num_rows,
         }

@@ -370,9 +370,11 @@ class Compiled(_Stage):
         raise ValueError(f"dialect {dialect!r} is unknown; use 'assembly', 'tiles', 'places' or 'schedule'")
 
     def cost_analysis(self) -> dict[str, Any]:
-        """One flat dict: cycles, their bounds, `utilization_<unit>` in 0..1, and JAX's "flops" and "bytes accessed"."""
-        costs = dict(self.compiled_graph.cost_analysis())
+        """One flat dict: cycles, bounds (`resource_bound_<unit>`), `utilization_<unit>`, JAX's "flops" and the like."""
+        costs = dict(self.compiled_graph.cost_analysis(self.traced.moved_bytes()))
         utilization: Any = costs.pop("utilization", {})
+        bounds: Any = costs.pop("resource_bounds", {})
+        costs |= {f"resource_bound_{unit}": cycles for unit, cycles in bounds.items()}
         costs |= {f"utilization_{unit.lower()}": float(share) for unit, share in utilization.items()}
         return {**costs, **self.lowered.cost_analysis()}
 

@@ -44,7 +44,6 @@ class ScheduledBlock:
     ops: tuple[ScheduledOp, ...]
     period_cycles: int
     num_iterations: int
-    dependency_cycles: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -334,18 +333,13 @@ def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[
     ready = [(-priorities[i], i) for i, count in enumerate(missing) if count == 0]
     heapq.heapify(ready)
     tables, vectors = Tables(chip), _Vectors(allocated)
-    unlimited = _Vectors(allocated)
     placed: list[ScheduledOp | None] = [None] * len(work.templates)
-    bound = 0
     while ready:
         _, index = heapq.heappop(ready)
         template = work.templates[index]
         time, chosen = tables.fit(template, vectors.earliest(template))
         tables.book(template, time, chosen)
         vectors.commit(template, time, chip.mem_write_cycles)
-        ideal = unlimited.earliest(template)
-        unlimited.commit(template, ideal, chip.mem_write_cycles)
-        bound = max(bound, ideal + template.last_cycle() + chip.mem_write_cycles)
         placed[index] = ScheduledOp(work.ops[index], template, time, chosen)
         for successor in work.after[index]:
             missing[successor] -= 1
@@ -353,7 +347,7 @@ def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[
                 heapq.heappush(ready, (-priorities[successor], successor))
     ops = [op for op in placed if op is not None]
     assert len(ops) == len(work.templates), "the dependences of a block form no cycle"
-    return ScheduledBlock(tuple(ops), block_cycles(chip, ops), work.num_iterations, bound)
+    return ScheduledBlock(tuple(ops), block_cycles(chip, ops), work.num_iterations)
 
 
 def block_cycles(chip: ChipSpec, ops: list[ScheduledOp]) -> int:

@@ -1,12 +1,12 @@
-"""Resource bounds: cycles that each kind of unit needs at least, from the tile ops and the chip, not the schedule."""
+"""What a program asks of each kind of unit, from its tile ops: the numerator of utilisation, no bound."""
 
 from __future__ import annotations
 
 from lpu_jax.lowering.tile_ir import MatMulInput, PermuteOp, SxmUnit, TileGraph, TileOp, TransposeOp
 
 
-def resource_bounds(tiles: TileGraph) -> dict[str, int]:
-    """Lower bounds by resource, every unit of a kind used all the time.
+def resource_use(tiles: TileGraph) -> dict[str, int]:
+    """Cycles of work by resource, shared evenly among the units of a kind.
 
     mxm: plane cycles / planes; weight_load: weight vectors / (streams per load x planes); alu: ALU cycles / ALUs;
     permuter: byte vectors / 2; stream: byte vectors read for the VXM, the MXM and the SXM / streams.
