@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lpu_jax.lowering.analysis.magnitude import MagnitudeAnalysis
 from lpu_jax.lowering.analysis.range import RangeAnalysis, range_of_array
 from lpu_jax.lowering.ir import GraphBuilder
 from lpu_jax.runtime import vxm
@@ -79,6 +80,7 @@ class Emitter:
 
     builder: GraphBuilder
     ranges: RangeAnalysis
+    magnitudes: MagnitudeAnalysis
     memo: dict[str, tuple[int, ...]]
 
     def aval(self, operand: Operand) -> Aval:
@@ -95,6 +97,7 @@ class Emitter:
         if key not in self.memo:
             results = self.builder.add(op, operands, *avals)
             self.ranges.record(Equation(op, operands, results), avals)
+            self.magnitudes.record(Equation(op, operands, results), avals)
             self.memo[key] = results
         return self.memo[key]
 
@@ -102,6 +105,7 @@ class Emitter:
         """Adds a constant."""
         value = self.builder.constant(array)
         self.ranges.set(value, range_of_array(array))
+        self.magnitudes.set_resident(value)
         return value
 
     def value(self, operand: Operand, aval: Aval) -> int:
@@ -170,7 +174,9 @@ class Emitter:
         batch, rows, _ = self.aval(lhs).shape
         is_integer = lhs_format is DataFormat.INT8 and rhs_format is DataFormat.INT8
         aval = Aval((batch, rows, self.aval(rhs).shape[2]), "int32" if is_integer else "float32")
-        return self.add(MatMul(lhs_format, rhs_format), (lhs, rhs), aval)[0]
+        (result,) = self.add(MatMul(lhs_format, rhs_format), (lhs, rhs), aval)
+        self.magnitudes.record_product(result, self.aval(lhs).shape[2], lhs, rhs)
+        return result
 
     # moves
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from lpu_jax.lowering import _jax_compat as compat
-from lpu_jax.lowering.analysis.range import RangeAnalysis
+from lpu_jax.lowering.analysis.magnitude import MagnitudeAnalysis
+from lpu_jax.lowering.analysis.range import ANYTHING, Range, RangeAnalysis
 from lpu_jax.lowering.emit import DTYPES, MAX_FOLDED_ELEMENTS, Emitter, as_operand
 from lpu_jax.lowering.ir import Graph, GraphBuilder
 from lpu_jax.lowering.missing import is_foldable_size, live_equations, raise_if_missing
@@ -39,13 +40,14 @@ _WAY_OUT = {
 }
 
 
-def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint") -> Graph:
+def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint", resident: Collection[int] = ()) -> Graph:
     """Lowers a traced function.
 
     Args:
       closed_jaxpr: result of jax.make_jaxpr; its constants must be concrete.
       precision: "truepoint" sends float32 operands of matrix products through float16 with exact power-of-two scales;
         "highest" multiplies in float32. The product's own precision HIGHEST has the same effect.
+      resident: positions of arguments that are loaded once; what depends on them only may be computed at that time.
 
     Returns:
       The graph; its inputs are those of the jaxpr in order.
@@ -62,19 +64,21 @@ def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint") -> Graph:
     raise_if_missing(closed_jaxpr)
     emitter = _new_emitter()
     interpreter = _Interpreter(precision)
-    arguments = [_input(emitter, aval) for aval in avals]
+    arguments = [_input(emitter, aval, position in resident) for position, aval in enumerate(avals)]
     results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
     outputs = [_output(emitter, r, v.aval) for r, v in zip(results, jaxpr.outvars, strict=True)]
     return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 
 
 def _new_emitter() -> Emitter:
-    return Emitter(GraphBuilder(), RangeAnalysis(), {})
+    ranges = RangeAnalysis()
+    return Emitter(GraphBuilder(), ranges, MagnitudeAnalysis(ranges), {})
 
 
-def _input(emitter: Emitter, aval: Aval) -> int:
+def _input(emitter: Emitter, aval: Aval, is_resident: bool) -> int:
     value = emitter.builder.input(aval)
     emitter.ranges.set_by_dtype(value, aval)
+    emitter.magnitudes.set_input(value, aval, is_resident)
     return value
 
 
@@ -154,6 +158,7 @@ class _Interpreter:
         return RuleContext(
             builder=emitter.builder,
             ranges=emitter.ranges,
+            magnitudes=emitter.magnitudes,
             memo=emitter.memo,
             primitive=eqn.primitive.name,
             avals_in=tuple(_aval(v) for v in eqn.invars),
@@ -170,13 +175,22 @@ class _Interpreter:
         inner, consts = compat.open_jaxpr(jaxpr)
         return self.run(ctx, ctx.depth, inner, consts, values)
 
-    def body(self, ctx: RuleContext, jaxpr: Any, known: Sequence[Value | None]) -> Graph:
+    def body(
+        self,
+        ctx: RuleContext,
+        jaxpr: Any,
+        known: Sequence[Value | None],
+        is_resident: Sequence[bool],
+        ranges: Sequence[Range],
+    ) -> Graph:
         """A loop body as a graph of its own; operands whose content is known are not arguments of it."""
         inner, consts = compat.open_jaxpr(jaxpr)
         emitter = _new_emitter()
-        arguments = [
-            _input(emitter, _aval(v)) if value is None else value for v, value in zip(inner.invars, known, strict=True)
-        ]
+        arguments: list[Value] = []
+        for v, value, stays, bounds in zip(inner.invars, known, is_resident, ranges, strict=True):
+            arguments.append(_input(emitter, _aval(v), stays) if value is None else value)
+            if value is None and bounds != ANYTHING:
+                emitter.ranges.set(arguments[-1], bounds)  # type: ignore[arg-type]
         results = self.run(emitter, ctx.depth + 1, inner, consts, arguments)
         outputs = [_output(emitter, r, v.aval) for r, v in zip(results, inner.outvars, strict=True)]
         return remove_dead_equations(emitter.builder.build(tuple(outputs)))

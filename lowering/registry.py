@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from lpu_jax.lowering.analysis.range import Range
 from lpu_jax.lowering.emit import Emitter, Operand, immediate
 from lpu_jax.lowering.ir import Graph
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
@@ -31,8 +32,15 @@ class Interpreter(Protocol):
     def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
         """Appends the equations of a jaxpr to the graph of the rule."""
 
-    def body(self, ctx: RuleContext, jaxpr: Any, known: Sequence[Value | None]) -> Graph:
-        """A graph of its own; operands whose content is known are not arguments of it."""
+    def body(
+        self,
+        ctx: RuleContext,
+        jaxpr: Any,
+        known: Sequence[Value | None],
+        is_resident: Sequence[bool],
+        ranges: Sequence[Range],
+    ) -> Graph:
+        """A graph of its own; operands whose content is known are not arguments of it. ranges: of every operand."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from lpu_jax import arguments as arguments_of
 from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options
 from lpu_jax.call import GraphCall, lpu_call_p, with_derivative
 from lpu_jax.lowering.edges import Edges, split_edges
+from lpu_jax.lowering.hoist import hoist_resident
 from lpu_jax.lowering.ir import Graph, as_text
 from lpu_jax.lowering.lower import lower_jaxpr
 from lpu_jax.lowering.prune import split_resident
@@ -148,7 +149,7 @@ class Traced:
 
     @functools.cached_property
     def _lowered(self) -> Lowered:
-        return Lowered(self, lower_jaxpr(self.jaxpr, precision=self.options.precision))
+        return Lowered(self, lower_jaxpr(self.jaxpr, precision=self.options.precision, resident=self.resident_inputs))
 
     # Places of inputs and outputs --------------------------------------------------------------------------------
 
@@ -256,8 +257,9 @@ class Lowered(_Stage):
     @functools.cached_property
     def parts(self) -> tuple[Graph, Graph]:
         """(resident arguments -> what SRAM keeps of them; the other arguments and that -> results)."""
-        inputs = self.graph.inputs
-        return split_resident(self.graph, frozenset(inputs[i] for i in self.traced.resident_inputs))
+        positions = self.traced.resident_inputs
+        hoisted = hoist_resident(self.graph, frozenset(self.graph.inputs[i] for i in positions))
+        return split_resident(hoisted, frozenset(hoisted.inputs[i] for i in positions))
 
     @functools.cached_property
     def _donated(self) -> dict[int, int]:

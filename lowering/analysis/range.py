@@ -231,8 +231,17 @@ class RangeAnalysis:
         return definition
 
     def _is_maximum_of(self, splat: int | Immediate, x: int | Immediate) -> bool:
-        reduction = self._reduction_behind(splat)
-        return reduction is not None and reduction.op == LaneReduce("max") and reduction.operands[0] == x
+        """Whether every element of x has a partner in `splat` that is not smaller."""
+        if splat == x:
+            return True
+        definition = self.definition(splat)
+        if definition is None:
+            return False
+        op, operands = definition.op, definition.operands
+        if op == LaneReduce("max"):
+            return operands[0] == x
+        is_passing = isinstance(op, Reshape | Broadcast) or op in (Elementwise("max"), Elementwise("identity"))
+        return is_passing and any(self._is_maximum_of(operand, x) for operand in operands)
 
     def _is_sum_of(self, splat: int | Immediate, x: int | Immediate) -> bool:
         reduction = self._reduction_behind(splat)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lpu_jax.lowering import _jax_compat as compat
+from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
 from lpu_jax.lowering.emit import as_operand
 from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
 from lpu_jax.runtime.ops import Aval, Immediate, Scan
@@ -56,7 +57,13 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
             )
         return _unrolled(ctx, values, params["jaxpr"], length, reverse, num_consts, num_carry)
     known = [v if i < num_consts and _is_embedded(v) else None for i, v in enumerate(values)]
-    body = ctx.interpreter.body(ctx, params["jaxpr"], known)
+    is_carry = [num_consts <= i < num_consts + num_carry for i in range(len(values))]
+    is_resident = [
+        not carried and (not isinstance(v, int) or ctx.magnitudes.is_resident(v))
+        for v, carried in zip(values, is_carry, strict=True)
+    ]
+    ranges = [ANYTHING if carried else _range_of(ctx, v) for v, carried in zip(values, is_carry, strict=True)]
+    body = ctx.interpreter.body(ctx, params["jaxpr"], known, is_resident, ranges)
     kept = [i for i, v in enumerate(known) if v is None]
     operands = [_as_id(ctx, values[i], ctx.avals_in[i]) for i in kept]
     op = Scan(
@@ -71,6 +78,10 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
     for result, aval in zip(results, ctx.avals_out, strict=True):
         ctx.ranges.set_by_dtype(result, aval)
     return results
+
+
+def _range_of(ctx: RuleContext, value: Value) -> Range:
+    return ctx.ranges.of(value) if isinstance(value, int) else range_of_array(value)
 
 
 def _is_embedded(value: Value) -> bool:

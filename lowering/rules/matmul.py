@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lpu_jax.lowering.analysis.magnitude import Factor, Magnitude
 from lpu_jax.lowering.emit import Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
@@ -26,6 +27,9 @@ _MIN_FIELD = _TARGET_EXPONENT + 1
 """Smaller exponent fields would make the inverse power subnormal; such operands end below 2^14, still exact."""
 _SAFE_LOW, _SAFE_HIGH = 2.0**-6, 2.0**15
 """A value known to be bounded within these keeps its float16 accuracy without a scale (probabilities, gates)."""
+
+_LOOSEST = 2.0**24
+"""A number above this is no bound that a scale should follow: values near 1 would lose bits in float16."""
 
 Scaled = tuple[int, DataFormat, Operand | None]
 """(operand, format, inverse scale or None)"""
@@ -86,6 +90,37 @@ def _scaled_constant(ctx: RuleContext, content: np.ndarray) -> Scaled:
     return ctx.constant(narrow), DataFormat.FP16, ctx.immediate(2.0**exponent)
 
 
+def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scaled:
+    """A scale that is known when resident arguments are; it brings the magnitude, rounded up, below 2^15."""
+    if magnitude.number is not None:
+        exponent = max(-126, min(126, math.frexp(magnitude.number)[1] - 1 - _TARGET_EXPONENT))
+        scaled = ctx.elementwise("mul", x, ctx.immediate(2.0**-exponent)) if exponent else x
+        return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[arg-type]
+    total: Operand = ctx.immediate(0.0)
+    for number, factors in magnitude.terms:
+        term: Operand = ctx.immediate(number)
+        for factor in factors:
+            term = ctx.elementwise("mul", term, _largest(ctx, factor))
+        total = ctx.elementwise("add", total, term)
+    return _scale(ctx, x, total)  # type: ignore[arg-type]
+
+
+def _largest(ctx: RuleContext, factor: Factor) -> Operand:
+    """max |value|, or the largest norm of its columns; [1, 1, 1], computed when resident arguments are loaded."""
+    aval = ctx.aval(factor.value)
+    wide = convert(ctx, factor.value, aval.dtype, "float32")
+    if factor.is_norm:
+
+        def add(a: int, b: int) -> int:
+            return ctx.elementwise("add", a, b)  # type: ignore[return-value]
+
+        squares = ctx.elementwise("mul", wide, wide)
+        wide = ctx.elementwise("sqrt", fold_axis(ctx, squares, len(aval.shape) - 2, add))  # type: ignore[arg-type]
+    size = math.prod(ctx.aval(wide).shape)
+    flat = ctx.reshape(ctx.elementwise("abs", wide), (1, 1, size))
+    return ctx.lane_reduce("max", flat) if size > 1 else flat  # type: ignore[arg-type]
+
+
 def _enter(ctx: RuleContext, x: int, is_lhs: bool, is_wide: bool) -> Scaled:
     """An operand in the format in which it enters the MXM."""
     dtype = ctx.aval(x).dtype
@@ -99,6 +134,10 @@ def _enter(ctx: RuleContext, x: int, is_lhs: bool, is_wide: bool) -> Scaled:
         return _narrow(ctx, x), DataFormat.FP16, None
     if is_wide:
         return x, DataFormat.FP32, None
+    magnitude = ctx.magnitudes.of(x)
+    is_loose = magnitude is None or (magnitude.number or 0.0) > _LOOSEST
+    if magnitude is not None and not is_loose and ctx.builder.constant_of(x) is None:
+        return _scaled_by_magnitude(ctx, x, magnitude)
     return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x)
 
 

@@ -296,8 +296,12 @@ def _attend_prompt(
 
 
 def _over_heads(num_heads: int, cos: jax.Array, sin: jax.Array) -> Angles:
-    """Tables [rows, head_dim] repeated for every head: rotation works on whole rows."""
-    return jnp.tile(cos, (1, num_heads)), jnp.tile(sin, (1, num_heads))
+    """Tables [rows, head_dim] repeated for every head: rotation works on whole rows.
+
+    The clip changes nothing; it tells the compiler that rotated values are not much larger than they were.
+    """
+    cos, sin = (jnp.tile(jnp.clip(table, -1.0, 1.0), (1, num_heads)) for table in (cos, sin))
+    return cos, sin
 
 
 def _rotate(config: Smollm2Config, x: jax.Array, angles: Angles) -> jax.Array:
