@@ -55,8 +55,8 @@ class Content:
 def resource_bounds(graph: GraphLike, chip: ChipSpec, moved_bytes: tuple[int, int] | None = None) -> dict[str, int]:
     """Lower bounds in cycles by kind of unit, all units of a kind at work all the time.
 
-    mxm: sum over products of [rows of lhs] * passes_per_row * ceil(N / lanes) * planes_per_tile / planes;
-    weight_load: different weights, ceil(N / lanes) * K * bytes * planes_per_tile / (streams per load * planes);
+    mxm: sum over lhs of rows * passes_per_row * ceil(N of its products / lanes) * planes_per_tile / planes;
+    weight_load: sum over weights of ceil(K * N / lanes) * bytes * planes_per_tile / (streams per load * planes);
     alu: sum over functions of slots * ceil(elements / lanes) / ALUs; sxm: 0, as every move of lanes can be avoided by
     a layout; stream: byte vectors to the MXM, or from it, / (2 * streams of a direction); mem: byte vectors of
     arguments that are used, or of results that are computed, / usable slices; pcie: clock * time of arguments and
@@ -109,6 +109,7 @@ class _Walk:
         self.arguments: set[int] = set()
         self.installed: set[int] = set()
         self.memo: dict[Hashable, Content] = {}
+        self.columns: Counter[Hashable] = Counter()
         self.size = 0
 
     def _new(self, count: int, *, known: bool = False, varies: bool = False, full: bool = True) -> Content:
@@ -210,9 +211,12 @@ class _Walk:
     def _matmul(self, op: MatMul, operands: list[Content], shapes: list[Aval], times: int) -> None:
         chip, (lhs, rhs) = self.chip, operands
         batches, rows, contracting = shapes[0].shape
-        tiles, rhs_bytes = -(-shapes[1].shape[-1] // chip.num_lanes), op.rhs_format.significand_bytes
+        key = (lhs.number, op, shapes[0])  # products of one lhs may share a column tile
+        before, rhs_bytes = self.columns[key], op.rhs_format.significand_bytes
+        self.columns[key] += shapes[1].shape[-1]
+        tiles = -(-self.columns[key] // chip.num_lanes) - -(-before // chip.num_lanes)
         planes = chip.planes_per_tile(rhs_bytes)
-        vectors = batches * rows * tiles if lhs.is_full and rhs.is_full else 1
+        vectors = batches * rows * tiles if lhs.is_full and rhs.is_full else min(1, tiles)
         per_row = passes_per_row(chip, contracting, op.lhs_format.significand_bytes, rhs_bytes)
         activations = -(-contracting // min(chip.num_lanes, chip.num_mxm_rows))
         if not (lhs.is_full and rhs.is_full):
@@ -222,8 +226,7 @@ class _Walk:
         self.use["outward"] += times * vectors * activations * op.lhs_format.num_bytes * planes
         if rhs.number not in self.installed:
             self.installed.add(rhs.number)
-            loads = batches * contracting * tiles if rhs.is_full else -(-rhs.count // chip.num_lanes)
-            size = loads * op.rhs_format.num_bytes * (times if rhs.varies else 1)
+            size = -(-rhs.count // chip.num_lanes) * op.rhs_format.num_bytes * (times if rhs.varies else 1)
             self.use["weights"] += size * planes
             self.use["outward"] += size * chip.num_planes
 

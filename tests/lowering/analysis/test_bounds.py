@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from families import FAMILIES, build
 from helpers import Sketch, assert_agrees
@@ -13,7 +14,7 @@ from lpu_jax.lowering.analysis.dependency_bound import dependency_bound
 from lpu_jax.lowering.analysis.resource_bounds import ON_CHIP, resource_bounds
 from lpu_jax.lowering.passes.roll import roll
 from lpu_jax.lowering.pipeline import compile_graph
-from lpu_jax.runtime.ops import Aval, Immediate, Scan
+from lpu_jax.runtime.ops import Aval, Broadcast, Immediate, Scan
 
 # machine.md, section 2.1: N -> cycles of [2304 x 4096] x [4096 x N] in fp16
 TABLE = {1376: 149_760, 1600: 149_760, 2048: 209_664, 2560: 239_616, 3200: 299_520, 3500: 329_472}
@@ -59,8 +60,7 @@ def product(rows, contracting, columns):
 def test_large_products_need_the_published_cycles(columns):
     bounds = resource_bounds(product(2304, 4096, columns), groqchip1)
     assert bounds["mxm"] == TABLE[columns] == max(bounds[kind] for kind in ON_CHIP)
-    tiles = -(-columns // 320)
-    assert bounds["weight_load"] == 4096 * tiles * 2 * 2 // (16 * 4)
+    assert bounds["weight_load"] == -(-(-(-4096 * columns // 320) * 2 * 2) // (16 * 4))
 
 
 def elementwise(count):
@@ -129,3 +129,35 @@ def test_loops_do_not_change_the_dependency_bound():
 def test_every_latency_counts(field):
     slow = dataclasses.replace(tiny, **{field: getattr(tiny, field) + 1})
     assert dependency_bound(layers(3), slow).cycles > dependency_bound(layers(3), tiny).cycles
+
+
+def test_products_of_one_lhs_share_column_tiles():
+    s = Sketch()
+    lhs = s.random((1, 64, 32), "float16")
+    apart = s.build(tuple(s.matmul(lhs, s.random((1, 32, n), "int8")) for n in (200, 60, 60)))
+    assert resource_bounds(apart, groqchip1)["mxm"] == 64 // 4
+
+
+def test_what_is_known_or_repeated_costs_nothing():
+    s = Sketch()
+    x = s.op(Broadcast((0, 1)), s.random((1, 320)), shape=(640, 320))
+    assert resource_bounds(s.build((s.fn("exp", x),)), groqchip1)["alu"] == 1
+    s = Sketch()
+    known = s.fn("exp", s.constant(np.ones((64, 320), np.float32)))
+    assert resource_bounds(s.build((known,)), groqchip1)["alu"] == 0
+
+
+def large_product(s):
+    return s.matmul(s.random((1, 2000, 16), "int8"), s.random((1, 16, 16), "int8"))
+
+
+def large_function(s):
+    return s.fn("erf", s.random((2000, 320)))
+
+
+@pytest.mark.parametrize(("kind", "make", "factor"), [("mxm", large_product, 6), ("alu", large_function, 6)])
+def test_bound_is_within_a_factor(kind, make, factor):
+    """One plane of four at work, or four ALUs of sixteen, give a factor of 4; what is left is filling and emptying."""
+    s = Sketch()
+    cost = compile_graph(s.build((make(s),)), groqchip1).cost_analysis()
+    assert cost["cycles"] < factor * cost["resource_bounds"][kind]
