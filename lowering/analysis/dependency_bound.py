@@ -31,6 +31,7 @@ from lpu_jax.runtime.ops import (
     GraphLike,
     LaneReduce,
     MatMul,
+    Move,
     Pad,
     Reshape,
     Reverse,
@@ -240,6 +241,7 @@ class _Walk:
             return self._gather(operands, shapes)
         if isinstance(op, ScatterRows):
             return self._scatter(operands, shapes)
+        assert isinstance(op, Move)
         return _move(op, times, [s.shape for s in shapes], aval.shape, self.start)
 
     # Units ------------------------------------------------------------------------------------------------------
@@ -292,7 +294,8 @@ class _Walk:
         table, index = operands[0].times, operands[1].times
         rank = len(shapes[0].shape) - 1
         if operands[1].is_known or shapes[0].shape[0] == 1:
-            return table.min(1, keepdims=True)
+            found: Times = table.min(1, keepdims=True)
+            return found
         table = table.max(1, keepdims=True)
         index = index.reshape(4, -1, *(1 for _ in range(rank)))
         gathered = self._read(np.maximum(table[SRAM], index[STREAM]))
@@ -305,11 +308,13 @@ class _Walk:
         rank = len(shapes[0].shape) - 1
         if operands[2].is_known:
             least = rows.min(1, keepdims=True)
-            return least if shapes[0].shape[0] == shapes[1].shape[0] else np.minimum(table, least)
+            found: Times = least if shapes[0].shape[0] == shapes[1].shape[0] else np.minimum(table, least)
+            return found
         rows = rows.max(1, keepdims=True)
         index = operands[2].times.reshape(4, -1).max(1).reshape(4, *(1 for _ in range(rank + 1)))
         if shapes[0].shape[0] == 1:
-            return rows
+            found = rows
+            return found
         parts = [rows, index] if shapes[0].shape[0] == shapes[1].shape[0] else [table, rows, index]
         written = _latest([rows[STREAM], index[STREAM]]) + self.chip.mem_write_cycles
         written = _latest([written, *(p[SRAM] for p in parts[:-2])])
@@ -375,7 +380,7 @@ def _squeeze(times: Times) -> Times:
 
 
 def _move(
-    op: object, times: list[Times], shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...], start: Times
+    op: Move, times: list[Times], shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...], start: Times
 ) -> Times:
     """The move of elements applied to their times."""
     first = times[0]
@@ -397,7 +402,8 @@ def _move(
         least = np.min([t.reshape(4, -1).min(1) for t in times], axis=0)
         if isinstance(op, Pad):
             least = np.minimum(least, start)
-        return least.reshape(4, *(1 for _ in shape))
+        found: Times = least.reshape(4, *(1 for _ in shape))
+        return found
     whole = [np.broadcast_to(t, (4, *s)) for t, s in zip(times, shapes, strict=True)]
     moved = np.stack([move_indices(op, [t[kind] for t in whole], shape) for kind in range(4)])
     if isinstance(op, Pad):
