@@ -24,8 +24,10 @@ from lpu_jax.lowering.passes.tile_moves import (
     view_codes,
     whole_vectors,
 )
+from lpu_jax.lowering.passes.tile_spread import is_spread, spread
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import IntArray, View, num_tiles
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Aval, Equation, Move, Pad, Reshape
 
 if TYPE_CHECKING:
@@ -151,11 +153,24 @@ def materialise(tiler: Tiler, value: int, codes: IntArray, splat: bool) -> tuple
         targets = tiler.place(value, splat)
         tiler.ops += build_vectors(builder, grid, form, label, tuple(view.refs for view in targets))[0]
         return targets
-    ops, refs = build_vectors(builder, grid[first], form, label)
-    tiler.ops += ops
-    view = View(aval.shape, splat, refs[inverse])
+    view = View(aval.shape, splat, _build(tiler, grid, first, inverse, form))
     if is_asked:
         targets = tiler.place(value, splat)
         tiler.ops += copy_ops(builder, view, targets, form, label)
         return targets
     return (view,)
+
+
+def _build(tiler: Tiler, grid: IntArray, first: np.ndarray, inverse: np.ndarray, form: DataFormat) -> IntArray:
+    """Builds every kind of vector once, or twice if that is as quick and the vectors are read more than once."""
+    builder, kinds = tiler.builder, grid[first]
+    if not is_spread(kinds, tiler.chip.num_lanes_per_superlane):
+        ops, refs = build_vectors(builder, kinds, form, tiler.label)
+        tiler.ops += ops
+        return refs[inverse]
+    ops, places = spread(builder, kinds[:, 0], form, tiler.label, len(first) < len(inverse))
+    tiler.ops += ops
+    order = np.argsort(inverse, kind="stable")
+    turn = np.zeros(len(inverse), np.int64)
+    turn[order] = np.arange(len(inverse)) - np.searchsorted(inverse[order], inverse[order])
+    return np.stack(places)[turn % len(places), inverse]

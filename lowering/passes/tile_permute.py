@@ -33,7 +33,7 @@ def direct(
     landed = np.full((len(pieces.targets), 2), -1, np.int64)
     missing = []
     for target in targets:
-        sources = _nearest(builder, pieces.sources, target)
+        sources = nearest(builder, pieces.sources, builder.sides(target))
         near = builder.sides(sources) == builder.sides(target)
         if near.any():
             ops += sxm_passes(builder, sources[near], pieces.maps[near], target[near], data_format, label)
@@ -49,13 +49,22 @@ def direct(
     return ops, landed
 
 
-def _nearest(builder: StorageBuilder, sources: IntArray, targets: IntArray) -> IntArray:
-    """Sources, in the hemisphere of their targets where they are mirrored."""
+def nearest(builder: StorageBuilder, sources: IntArray, sides: IntArray | Hemisphere) -> IntArray:
+    """Sources, in the hemisphere wanted where they are mirrored."""
     other = builder.mirrored(sources)
     if other is None:
         return sources
-    near = builder.sides(sources) == builder.sides(targets)
-    return np.where(near[:, None], sources, other)
+    return np.where((builder.sides(sources) == sides)[:, None], sources, other)
+
+
+def landing_on(builder: StorageBuilder, count: int, side: Hemisphere, data_format: DataFormat) -> IntArray:
+    """New places in a hemisphere."""
+    refs = np.zeros((count, 2), np.int64)
+    longest = builder.chip.num_addresses_per_bank // 16
+    for start in range(0, count, longest):
+        size = min(longest, count - start)
+        refs[start : start + size] = builder.whole(builder.new_storage(size, data_format, side, name="moved"), size)
+    return refs
 
 
 def landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat) -> IntArray:
@@ -63,10 +72,7 @@ def landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat)
     refs, sides = np.zeros_like(sources), builder.sides(sources)
     for side in Hemisphere:
         here = np.nonzero(sides == side)[0]
-        longest = builder.chip.num_addresses_per_bank // 16
-        for part in np.split(here, range(longest, len(here), longest)):
-            if len(part):
-                refs[part] = builder.whole(builder.new_storage(len(part), data_format, side, name="moved"), len(part))
+        refs[here] = landing_on(builder, len(here), side, data_format)
     return refs
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
 from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
-from lpu_jax.lowering.passes.tile_permute import copies, direct, landing, raw_format, sxm_passes
+from lpu_jax.lowering.passes.tile_permute import copies, direct, landing_on, raw_format, sxm_passes
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.passes.tile_transpose import Blocks, Rotations, clusters
 from lpu_jax.lowering.tile_ir import (
@@ -86,7 +86,7 @@ def rotate_together(
             out[here & stays] = targets[0][here & stays]
             here &= ~stays
         if here.any():
-            out[here] = landing(builder, np.full((int(here.sum()), 2), _any_storage(builder, side)), data_format)
+            out[here] = landing_on(builder, int(here.sum()), side, data_format)
     ops += _gathers(builder, home, address, out, data_format, label)
     if not stays.all():
         pieces = Pieces(np.nonzero(~stays)[0], out[~stays], maps[~stays])
@@ -96,10 +96,6 @@ def rotate_together(
         if stays.any():
             ops += copies(builder, out[stays], [target[stays]], data_format, label)
     return ops, out
-
-
-def _any_storage(builder: StorageBuilder, side: Hemisphere) -> int:
-    return next(storage.id for storage in builder.storages if storage.hemisphere is side)
 
 
 def _tables(

@@ -94,3 +94,14 @@ def test_a_value_used_twice_is_moved_once():
     graph = s.build((s.fn("neg", turned), s.fn("abs", turned)))
     assert sxm_vectors(graph, tiny) == 15 - 3  # three elements are in their lane already
     assert_agrees(graph, tiny, s.arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("chip", "size"), [(tiny, 40), (groqchip1, 192), (groqchip1, 400)])
+@pytest.mark.parametrize("width", [1, 400])
+def test_a_row_becomes_a_column(chip, size, width, dtype):
+    s = Sketch()
+    column = s.op(Transpose((1, 0)), s.random((1, size), dtype), shape=(size, 1))
+    graph = s.build((s.op(Broadcast((0, 1)), column, shape=(size, width)),))
+    assert_agrees(graph, chip, s.arguments)
+    assert sxm_vectors(graph, chip) <= 2 * size + 2 * -(-size // 16)
