@@ -116,7 +116,7 @@ def tile_gather(tiler: Tiler, equation: Equation) -> tuple[View, ...]:
     assert isinstance(index, int)
     aval = tiler.graph.avals[equation.results[0]]
     view = _ensure_table(tiler, table)
-    index_refs = tiler.splat_refs(index)
+    index_refs = _one_side(tiler, tiler.splat_refs(index), DataFormat.INT32)
     count = len(index_refs)
     columns = _table_columns(builder, view)
     targets = tiler.place(equation.results[0], view.splat)

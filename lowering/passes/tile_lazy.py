@@ -16,6 +16,7 @@ from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_moves import (
     FILL,
     UNUSED,
+    code_refs,
     distinct_rows,
     keeps_vectors,
     move_codes,
@@ -65,9 +66,15 @@ def tile_move(tiler: Tiler, equation: Equation, op: Move) -> None:
 
 
 def _codes(tiler: Tiler, value: int) -> IntArray:
+    """Where the elements of a value are; zeros of constants come from nowhere."""
     if value in tiler.pending:
         return tiler.pending[value]
-    return view_codes(tiler.all_views(value)[0], tiler.chip.num_lanes)
+    view = tiler.all_views(value)[0]
+    codes = view_codes(view, tiler.chip.num_lanes)
+    zero = np.array(sorted(tiler.builder.zero_storages), np.int64)
+    if not np.isin(view.refs[:, 0], zero).any():
+        return codes
+    return np.where(np.isin(code_refs(codes)[..., 0], zero), FILL, codes)
 
 
 def _padding(tiler: Tiler, op: Move, aval: Aval) -> int:

@@ -62,6 +62,14 @@ MAX_TABLE_ADDRESSES = 128
 """A table with more rows is spread over slices where that is cheap, so that it does not need a long free range."""
 
 
+_MAX_COLUMNS = 4
+"""Tiles of a row that get storages of their own."""
+
+
+_FEW_ROWS = 16
+"""Values of so few rows have their tiles in both hemispheres; for others one chain for all tiles is quicker."""
+
+
 class StorageBuilder:
     """Creates storages, constants and views; shared by all blocks of a program."""
 
@@ -74,6 +82,7 @@ class StorageBuilder:
         self._loads = {(side, plane): 0 for side in Hemisphere for plane in range(chip.num_planes)}
         self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
         self._mirrors: dict[int, int] = {}
+        self.zero_storages: set[int] = set()  # constants of nothing but zeros
 
     def next_hemisphere(self) -> Hemisphere:
         """Alternates between the hemispheres."""
@@ -123,17 +132,22 @@ class StorageBuilder:
         if demand.table:
             return (self._table_view(aval, data_format, demand, splat or len(aval.shape) == 1, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
+        tiles = 1 if splat or num_iterations > 1 else num_tiles(aval.shape, self.chip.num_lanes)
+        columns = tiles if tiles <= _MAX_COLUMNS else 1  # tiles of one row are often read at a time
         sides = list(Hemisphere) if demand.mirrored else [None]
         views = []
         for side in sides:
             refs = np.zeros((count, 2), np.int64)
-            chunk, interleave = self._chunk(count, num_iterations, data_format)
-            for start in range(0, count, chunk):
-                size = min(chunk, count - start)
+            chunk, interleave = self._chunk(count // columns, num_iterations, data_format)
+            for start in range(0, count, chunk * columns):
                 home = side if side is not None else self.next_hemisphere()
-                padded = -(-size // interleave) * interleave
-                storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
-                refs[start : start + size] = self.whole(storage, size)
+                for column in range(columns):
+                    if side is None and column and count <= _FEW_ROWS * columns:
+                        home = self.next_hemisphere()
+                    mine = np.arange(start + column, min(start + chunk * columns, count), columns)
+                    padded = -(-len(mine) // interleave) * interleave
+                    storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
+                    refs[mine] = self.whole(storage, len(mine))
             views.append(View(aval.shape, splat, refs))
         if len(views) == 2:
             pairs = zip(views[0].refs[:, 0].tolist(), views[1].refs[:, 0].tolist(), strict=True)
@@ -213,6 +227,8 @@ class StorageBuilder:
             stored = array.astype(STORAGE_DTYPES[FORMATS[aval.dtype]])
             for view in views:
                 self.constants.append((pack(stored, splat, self.chip.num_lanes), view.refs))
+                if not stored.tobytes().strip(b"\0"):
+                    self.zero_storages.update(np.unique(view.refs[:, 0]).tolist())
             self._constant_views[key] = views  # type: ignore[assignment]
         return self._constant_views[key]  # type: ignore[return-value]
 

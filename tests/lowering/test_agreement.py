@@ -92,3 +92,10 @@ def test_gathered_rows_may_need_more_than_one_storage():
     s = Sketch()
     table, index = s.random((2, 6 * 16)), s.argument(np.zeros(3, np.int32))
     assert_agrees(s.build((s.op(GatherRows(), table, index, shape=(3, 6 * 16)),)), tiny, s.arguments)
+
+
+@pytest.mark.parametrize("num_rows", [100, 300])
+def test_many_rows_are_gathered_from_a_table_in_many_slices(num_rows):
+    s = Sketch()
+    table, index = s.random((num_rows, 5)), s.argument((np.arange(40) * 7 % num_rows).astype(np.int32))
+    assert_agrees(s.build((s.op(GatherRows(), table, index, shape=(40, 5)),)), groqchip1, s.arguments)

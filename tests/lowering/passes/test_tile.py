@@ -50,13 +50,13 @@ def test_moves_of_lanes_go_through_the_permuter():
 
 def test_elementwise_ops_share_a_chain():
     s = Sketch()
-    x = s.random((3, 17))
+    x = s.random((3, 80))
     y = s.fn("exp", s.fn("mul", s.fn("add", x, x), Immediate(0.5, "float32")))
     (op,) = ops_of(tile(s.build((y,)), tiny))
     assert isinstance(op, ChainOp)
     functions = [step.function for step in op.steps if step.function != "identity"]  # identity holds an operand
     assert functions == ["add", "mul", "exp"]
-    assert op.num_vectors == 3 * 2
+    assert op.num_vectors == 3 * 5
 
 
 def test_product_feeds_the_chain_behind_it():
@@ -114,3 +114,11 @@ def test_unpack_inverts_pack(shape, splat):
     vectors = pack(array, splat, 16)
     assert vectors.shape[1] == 16
     assert_same_bits(unpack(vectors, shape, splat), array)
+
+
+def test_the_tiles_of_a_few_rows_can_be_read_at_a_time():
+    s = Sketch()
+    tiles = tile(s.build((s.fn("neg", s.random((3, 33))),)), tiny)
+    refs = tiles.inputs[0].view.refs.reshape(3, 3, 2)
+    assert all(len(set(row[:, 0].tolist())) == 3 for row in refs)
+    assert len(set(refs[:, 0, 0].tolist())) == 1

@@ -66,6 +66,14 @@ def test_padding_between_blocks_is_zero():
     assert_agrees(graph, groqchip1, s.arguments)
 
 
+def test_zeros_beside_a_transposed_matrix_come_from_nowhere():
+    s = Sketch()
+    zeros = s.constant(np.zeros((20, 300), np.float32))
+    graph = s.build((s.op(Concatenate(1), transposed(s, s.random((48, 20))), zeros, shape=(20, 348)),))
+    assert sxm_vectors(graph, groqchip1) < 3 * 20 + 48
+    assert_agrees(graph, groqchip1, s.arguments)
+
+
 def test_the_weights_of_a_product_may_be_transposed():
     s = Sketch()
     k = transposed(s, s.random((100, 64), "float16"))
