@@ -159,11 +159,12 @@ class GatherInput:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class WeightTile:
-    """Rows first .. first + num_rows - 1 of a storage in weight layout, loaded as one MXM tile."""
+    """Rows first .. first + num_rows - 1 of a storage in weight layout, loaded as rows lane .. of one MXM tile."""
 
     storage: int
     first: int
     num_rows: int
+    lane: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

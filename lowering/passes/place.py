@@ -130,10 +130,20 @@ def _read_before_written(ops: tuple[TileOp, ...], storage: int) -> bool:
     return False
 
 
+LONG_RUN = 64
+"""Products of so many rows read and write their storages most of the time."""
+
+
 def apart(tiles: TileGraph) -> list[set[int]]:
-    """For every storage, those that one op uses together with it and that should lie in other slices."""
+    """For every storage, those used together with it and that should lie in other slices: by one op, or as operand
+    and result of two long products, which overlap."""
     found: list[set[int]] = [set() for _ in tiles.storages]
     for block in tiles.blocks:
+        streamed, results = _streamed(block.ops)
+        for storage in streamed:
+            found[storage] |= results - {storage}
+        for storage in results:
+            found[storage] |= streamed - {storage}
         for op in block.ops:
             groups = _operand_groups(op)
             for i, group in enumerate(groups):
@@ -154,6 +164,19 @@ def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
                         found[one].add(other)
                         found[other].add(one)
     return found
+
+
+def _streamed(ops: tuple[TileOp, ...]) -> tuple[set[int], set[int]]:
+    """Storages of the activations and of the results of all long products of a block."""
+    activations: set[int] = set()
+    results: set[int] = set()
+    for op in ops:
+        items = op.inputs if isinstance(op, ChainOp) else ()
+        products = [item for item in items if isinstance(item, MatMulInput)]
+        if products and len(products[0].activations[0]) >= LONG_RUN:
+            activations |= {s for item in products for refs in item.activations for s in _ids(refs)}
+            results |= set(op_writes(op))
+    return activations, results
 
 
 def _operand_groups(op: TileOp) -> list[list[int]]:
@@ -266,6 +289,7 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
     neighbours, strict = apart(tiles), _strictly_apart(tiles)
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
+    streamed = {s for block in tiles.blocks for s in _streamed(block.ops)[0]}
     order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
     for turn, storage in enumerate(order):
         live = ranges[storage.id]
@@ -282,6 +306,7 @@ def place(tiles: TileGraph) -> AllocatedGraph:
             }
             for others in (neighbours[storage.id], strict[storage.id])
         )
+        turn = 0 if storage.id in streamed else turn  # few slices, so that results find others
         candidates = [slices for slices in _candidates(chip, storage, turn) if not never & set(slices)]
         found = _search(slots, storage, candidates, live, busy, one_bank)
         if found is None:

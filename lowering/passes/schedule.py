@@ -11,20 +11,25 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
-from lpu_jax.lowering.passes.template import Flexible, Key, MemoryAccess, Template, stream_direction
+from lpu_jax.lowering.passes.reservations import Tables
+from lpu_jax.lowering.passes.schedule_product import MAX_GAP, Placement, Planes, ProductPlacer
+from lpu_jax.lowering.passes.template import Key, MemoryAccess, Product, Template
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
 from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp, num_parts
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
-from lpu_jax.runtime.isa import sxm_queue
+
+LATER = 128
+"""Sums are read after the products that are this much less urgent: results find gaps between loads, while a load does
+not find a gap between results. Only long runs of sums are read at once, as they empty the accumulators."""
+NOW = 2**40
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -52,129 +57,6 @@ class Schedule:
 
     allocated: AllocatedGraph
     blocks: tuple[ScheduledBlock, ...]
-
-
-class Table:
-    """Busy intervals [start, end) of one resource, sorted and disjoint."""
-
-    __slots__ = ("ends", "starts")
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-
-    def free_from(self, start: int, end: int) -> int:
-        """`start` if [start, end) is free, else the end of the last interval in the way."""
-        index = bisect_left(self.starts, end)
-        if index and self.ends[index - 1] > start:
-            return self.ends[index - 1]
-        return start
-
-    def book(self, start: int, end: int) -> None:
-        """Marks [start, end) busy; merges with neighbours that touch."""
-        index = bisect_right(self.starts, start)
-        if index and self.ends[index - 1] == start:
-            self.ends[index - 1] = end
-        else:
-            self.starts.insert(index, start)
-            self.ends.insert(index, end)
-
-
-class Tables:
-    """Reservation tables of a block, made on first use."""
-
-    def __init__(self, chip: ChipSpec) -> None:
-        self.chip = chip
-        self.tables: dict[Key, Table] = {}
-
-    def __getitem__(self, key: Key) -> Table:
-        table = self.tables.get(key)
-        if table is None:
-            table = self.tables[key] = Table()
-        return table
-
-    def pool(self, flexible: Flexible) -> list[tuple[int, list[Key]]]:
-        """(choice, table keys) of a flexible resource, in order of preference."""
-        width = flexible.width
-        if flexible.pool == "alu":
-            return [(a, [("alu", a + i) for i in range(width)]) for a in range(0, self.chip.num_alus - width + 1)]
-        if flexible.pool != "stream":
-            first = 1 if flexible.pool == "transposer" else 1 + self.chip.num_transposers
-            number = self.chip.num_transposers if flexible.pool == "transposer" else self.chip.num_distributors
-            units = [sxm_queue(self.chip, flexible.hemisphere, first + i) for i in range(number)]
-            return [
-                (units[i], [("Q", unit) for unit in units[i : i + width]]) for i in range(0, number - width + 1, width)
-            ]
-        direction, count = stream_direction(flexible), self.chip.num_streams_per_direction
-        bases = range(0, count - width + 1, width) if width > 1 else range(count - 1, -1, -1)
-        base_id = direction * count
-        return [(base_id + b, [("stream", base_id + b + i, flexible.hemisphere) for i in range(width)]) for b in bases]
-
-    def fit(self, template: Template, earliest: int) -> tuple[int, tuple[int, ...]]:
-        """Earliest time zero >= earliest at which a template fits, with the choices made."""
-        fixed = [(self[key], start, end) for key, start, end in template.fixed]
-        pools = [[(c, [self[key] for key in keys]) for c, keys in self.pool(f)] for f in template.flexible]
-        if any(self._choose_alone(template.flexible, pool) for pool in ("stream", "alu", "transposer", "distributor")):
-            raise ScheduleError("schedule: one op wants more streams or ALUs than the chip has")
-        time = earliest
-        while True:
-            moved = self._next_fixed(fixed, time)
-            if moved > time:
-                time = moved
-                continue
-            chosen, moved = self._choose(template.flexible, pools, time)
-            if chosen is not None:
-                return time, chosen
-            time = moved
-
-    def _choose_alone(self, flexible: list[Flexible], pool: str) -> bool:
-        """Whether an op finds no room for its resources of a pool even on an idle chip."""
-        own = [item for item in flexible if item.pool == pool]
-        idle = Tables(self.chip)
-        pools = [[(c, [idle[key] for key in keys]) for c, keys in self.pool(item)] for item in own]
-        return self._choose(own, pools, 0)[0] is None
-
-    @staticmethod
-    def _next_fixed(fixed: list[tuple[Table, int, int]], time: int) -> int:
-        for table, start, end in fixed:
-            free = table.free_from(time + start, time + end)
-            if free > time + start:
-                return free - start
-        return time
-
-    @staticmethod
-    def _choose(
-        flexible: list[Flexible], pools: list[list[tuple[int, list[Table]]]], time: int
-    ) -> tuple[tuple[int, ...] | None, int]:
-        """First free choice of every flexible resource; bookings of the same op count as taken."""
-        chosen: list[int] = []
-        own: list[tuple[Table, int, int]] = []
-        for item, pool in zip(flexible, pools, strict=True):
-            start, end = time + item.start, time + item.end
-            wait = None
-            for choice, tables in pool:
-                if any(t is o and s < end and start < e for t in tables for o, s, e in own):
-                    continue
-                free = max(table.free_from(start, end) for table in tables)
-                if free == start:
-                    chosen.append(choice)
-                    own += [(table, start, end) for table in tables]
-                    break
-                wait = free - start if wait is None else min(wait, free - start)
-            else:  # taken by others, or by this op itself because others pushed its first choices aside
-                return None, time + (wait or 1)
-        return tuple(chosen), time
-
-    def book(self, template: Template, time: int, chosen: tuple[int, ...]) -> None:
-        """Books a template at a time zero."""
-        for key, start, end in template.fixed:
-            self[key].book(time + start, time + end)
-        for item, choice in zip(template.flexible, chosen, strict=True):
-            for option, keys in self.pool(item):
-                if option == choice:
-                    for key in keys:
-                        self[key].book(time + item.start, time + item.end)
-                    break
 
 
 def schedule(allocated: AllocatedGraph, *, num_orders: int = 1) -> Schedule:
@@ -233,8 +115,13 @@ def dependencies(allocated: AllocatedGraph, block: TileBlock) -> list[set[int]]:
     return before
 
 
-def _duration(template: Template) -> int:
-    return template.last_cycle() - template.first_cycle() + 1
+def _duration(chip: ChipSpec, template: Template) -> int:
+    """Cycles from the first operand of an op to its last result."""
+    product, last = template.product, template.last_cycle()
+    if product is None:
+        return last - template.first_cycle() + 1
+    work = sum(max(tile.load_cycles, tile.span) for tile in product.tiles)
+    return last - product.acc + chip.mxm_multiply_cycles + work - product.tiles[0].multiply.first_cycle()
 
 
 def _priorities(before: list[set[int]], lengths: list[int]) -> list[int]:
@@ -322,32 +209,106 @@ def _work(allocated: AllocatedGraph, block: TileBlock) -> _Work:
     for index, found in enumerate(before):
         for predecessor in found:
             after[predecessor].append(index)
-    path = _priorities(before, [_duration(template) for template in templates])
+    path = _priorities(before, [_duration(allocated.tiles.chip, template) for template in templates])
     return _Work(block.ops, tuple(templates), before, after, path, block.num_iterations)
 
 
 def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[float]) -> ScheduledBlock:
     """Takes the ready op of the highest priority and gives it the earliest place, until none is left."""
-    chip = allocated.tiles.chip
     missing = [len(found) for found in work.before]
-    ready = [(-priorities[i], i) for i, count in enumerate(missing) if count == 0]
-    heapq.heapify(ready)
-    tables, vectors = Tables(chip), _Vectors(allocated)
-    placed: list[ScheduledOp | None] = [None] * len(work.templates)
-    while ready:
-        _, index = heapq.heappop(ready)
-        template = work.templates[index]
-        time, chosen = tables.fit(template, vectors.earliest(template))
-        tables.book(template, time, chosen)
-        vectors.commit(template, time, chip.mem_write_cycles)
-        placed[index] = ScheduledOp(work.ops[index], template, time, chosen)
-        for successor in work.after[index]:
-            missing[successor] -= 1
-            if missing[successor] == 0:
-                heapq.heappush(ready, (-priorities[successor], successor))
-    ops = [op for op in placed if op is not None]
+    scheduler = _Scheduler(allocated, work, priorities)
+    scheduler.queue(i for i, count in enumerate(missing) if count == 0)
+    while scheduler.ready:
+        for index in scheduler.next():
+            for successor in work.after[index]:
+                missing[successor] -= 1
+                scheduler.queue([successor] if missing[successor] == 0 else [])
+    ops = [op for op in scheduler.placed if op is not None]
     assert len(ops) == len(work.templates), "the dependences of a block form no cycle"
-    return ScheduledBlock(tuple(ops), block_cycles(chip, ops), work.num_iterations)
+    return ScheduledBlock(tuple(ops), block_cycles(allocated.tiles.chip, ops), work.num_iterations)
+
+
+class _Scheduler:
+    """Ready ops of a block by priority, and where the ones before them were placed."""
+
+    def __init__(self, allocated: AllocatedGraph, work: _Work, path: Sequence[float]) -> None:
+        self.chip, self.ops, self.templates, self.path = allocated.tiles.chip, work.ops, work.templates, path
+        self.tables, self.vectors = Tables(self.chip), _Vectors(allocated)
+        self.placer = ProductPlacer(self.chip, self.tables, self.vectors.earliest)
+        self.placed: list[ScheduledOp | None] = [None] * len(work.templates)
+        self.ready: list[tuple[float, int, int]] = []
+        self.products: dict[Planes, list[tuple[float, int]]] = {}
+        self.sums: dict[int, Placement] = {}
+
+    def queue(self, indices: Iterable[int]) -> None:
+        """Ops whose predecessors are placed."""
+        for index in indices:
+            entry, product = self._entry(index), self.templates[index].product
+            heapq.heappush(self.ready, (*entry, 0))
+            if product is not None:
+                heapq.heappush(self.products.setdefault((product.hemisphere, product.planes), []), entry)
+
+    def _entry(self, index: int) -> tuple[float, int]:
+        """Sort key of an op: the cycles to the end of the block, for a product those behind its loads (of products
+        that wait for one plane, the one with the longest way to go after it comes first)."""
+        product = self.templates[index].product
+        work = sum(max(tile.load_cycles, tile.span) for tile in product.tiles) if product else 0
+        return work - self.path[index], index
+
+    def next(self) -> list[int]:
+        """Places the op (or part) with the longest way to the end; returns the numbers of the ops that are done.
+
+        A product and the chain that reads its sums are two turns: sums wait in accumulators while loads go on.
+        """
+        _, index, turn = heapq.heappop(self.ready)
+        template = self.templates[index]
+        if template.product is None:
+            time, chosen = self.tables.fit(template, self.vectors.earliest(template))
+            self.tables.book(template, time, chosen)
+            self.vectors.commit(template, time, self.chip.mem_write_cycles)
+            self.placed[index] = ScheduledOp(self.ops[index], template, time, chosen)
+            return [index]
+        if turn:
+            return self._read_sums(index) if index in self.sums else []
+        done = []
+        while not self.placer.has_room(template.product):
+            done += self._read_sums(next(i for i in self.sums if self._shares_planes(i, template.product)))
+        self._multiply(index, template, template.product)
+        return done
+
+    def _shares_planes(self, index: int, product: Product) -> bool:
+        other = self.sums[index].product
+        return other.hemisphere == product.hemisphere and bool(set(other.planes) & set(product.planes))
+
+    def _multiply(self, index: int, chain: Template, product: Product) -> None:
+        """Places loads and multiplications; the chain that reads the sums becomes ready."""
+        waiting = self.products[product.hemisphere, product.planes]
+        waiting.remove(self._entry(index))
+        heapq.heapify(waiting)
+        follower = self.templates[waiting[0][1]].product if waiting else None
+        is_crowded = any(
+            product.hemisphere == side and planes != product.planes and found
+            for (side, planes), found in self.products.items()
+        )
+        placement = self.placer.place(index, product, (waiting[0][1], follower) if follower else None, is_crowded)
+        for piece, begin, _ in placement.pieces:
+            self.vectors.commit(piece, begin, self.chip.mem_write_cycles)
+        self.sums[index] = placement
+        before = _duration(self.chip, chain) - (chain.last_cycle() - product.acc)
+        is_short = all(tile.span <= MAX_GAP for tile in product.tiles) and len(product.planes) == 1
+        urgency = self.path[index] - before - LATER if is_short else NOW
+        heapq.heappush(self.ready, (-urgency, index, 1))
+
+    def _read_sums(self, index: int) -> list[int]:
+        """Places the chain behind a product."""
+        chain, placement = self.templates[index], self.sums.pop(index)
+        earliest = max(self.vectors.earliest(chain), placement.complete - placement.product.acc)
+        time, chosen = self.tables.fit(chain, earliest)
+        self.tables.book(chain, time, chosen)
+        self.vectors.commit(chain, time, self.chip.mem_write_cycles)
+        whole, chosen = placement.join(chain, time, chosen)
+        self.placed[index] = ScheduledOp(self.ops[index], whole, time, chosen)
+        return [index]
 
 
 def block_cycles(chip: ChipSpec, ops: list[ScheduledOp]) -> int:
@@ -359,13 +320,13 @@ def verify_schedule(plan: Schedule) -> None:
     """Re-derives all bookings: no resource is used twice in a cycle, no operand is read before it is written."""
     chip = plan.allocated.tiles.chip
     for block in plan.blocks:
-        spans: dict[Key, list[tuple[int, int]]] = {}
+        spans: dict[Key, list[tuple[float, int]]] = {}
         tables = Tables(chip)
         for op in block.ops:
             for key, start, end in op.template.fixed:
                 spans.setdefault(key, []).append((op.time_zero + start, op.time_zero + end))
             for item, choice in zip(op.template.flexible, op.chosen, strict=True):
-                keys = dict(tables.pool(item))[choice]
+                keys = next(keys for option, keys in tables.pool(item) if option == choice)
                 for key in keys:
                     spans.setdefault(key, []).append((op.time_zero + item.start, op.time_zero + item.end))
         for key, intervals in spans.items():

@@ -24,6 +24,9 @@ from lpu_jax.runtime.isa import Opcode, mem_queue
 Key = tuple[object, ...]
 Interval = tuple[Key, int, int]
 
+ACCUMULATOR = 0
+"""Number of the flexible resource that stands for the accumulators, in all pieces of an op with a product."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
@@ -37,12 +40,14 @@ class Slot:
 class Flexible:
     """A resource that can be chosen: `width` neighbours of a pool, taken from start to end."""
 
-    pool: str  # "stream", "alu", "transposer" or "distributor"
+    pool: str  # "stream", "alu", "transposer", "distributor" or "accumulator"
     inwards: bool
     hemisphere: Hemisphere
     width: int
     start: int
     end: int
+    planes: tuple[int, ...] = ()  # whose accumulators
+    group: int = -1  # the only group of streams (as many as a load takes) that will do
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,16 +80,18 @@ class Template:
     reads: list[Access] = dataclasses.field(default_factory=list)
     writes: list[Access] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
+    first_flex: int = 0  # number of the first flexible resource; 1 in the pieces of a product, 0 being ACCUMULATOR
+    product: Product | None = None  # what has to be multiplied before this chain starts
 
     def stream(self, inwards: bool, side: Hemisphere, width: int, start: int, duration: int) -> int:
         """Asks for `width` streams of a direction; returns the number of the flexible resource."""
         self.flexible.append(Flexible("stream", inwards, side, width, start, start + duration))
-        return len(self.flexible) - 1
+        return self.first_flex + len(self.flexible) - 1
 
     def alu(self, slots: int, start: int, duration: int) -> int:
         """Asks for an ALU (and the next slots - 1 ones)."""
         self.flexible.append(Flexible("alu", False, Hemisphere.WEST, slots, start, start + duration))
-        return len(self.flexible) - 1
+        return self.first_flex + len(self.flexible) - 1
 
     def sxm(self, pool: str, side: Hemisphere, width: int, start: int, duration: int) -> int:
         """Asks for `width` neighbouring transposers or distributors of a hemisphere."""
@@ -98,6 +105,37 @@ class Template:
     def last_cycle(self) -> int:
         """Latest issue of any row."""
         return max(row.offset + (row.count - 1) * row.interval for row in self.rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ProductTile:
+    """One K tile: its load and its multiplication are placed one by one.
+
+    load: time zero is the first LW; multiply: time zero is the first ABC, the plane is busy for `span` cycles.
+    weights: (storage, first row) of the tile; rows: how many of them it uses.
+    """
+
+    weights: tuple[int, int]
+    rows: int
+    load: Template
+    load_cycles: int
+    multiply: Template
+    span: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A matrix product as pieces; the chain that reads its sums starts ACC `acc` cycles after the chain's time zero.
+
+    accumulator: the accumulators as flexible resource 0 of the op; its times are set when all pieces have theirs.
+    """
+
+    hemisphere: Hemisphere
+    planes: tuple[int, ...]
+    tiles: tuple[ProductTile, ...]
+    accumulator: Flexible
+    acc: int
+    acc_span: int
 
 
 def stream_direction(flexible: Flexible) -> int:

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from lpu_jax.lowering.passes.template import Access, MemoryAccess, Row, Slot, Template, merge_own
+from lpu_jax.lowering.passes.template import ACCUMULATOR, Access, MemoryAccess, Row, Slot, Template, merge_own
+from lpu_jax.lowering.passes.template_product import add_sums, build_product, sum_interval
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
     GatherInput,
@@ -21,27 +22,21 @@ from lpu_jax.lowering.tile_ir import (
 )
 from lpu_jax.runtime.chip import Direction, Hemisphere, inward, outward
 from lpu_jax.runtime.errors import ScheduleError
-from lpu_jax.runtime.isa import (
-    MXM_ACTIVATIONS,
-    MXM_RESULTS,
-    MXM_WEIGHTS,
-    VXM_FUNCTION_ID,
-    Opcode,
-    OperandKind,
-    mxm_queue,
-)
+from lpu_jax.runtime.isa import VXM_FUNCTION_ID, Opcode, OperandKind
 from lpu_jax.runtime.ops import Immediate
 
 
 def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
-    """Builds the template of a chain; tries a delayed or unoverlapped variant where the op would block itself."""
+    """Builds the template of a chain; tries a delayed variant where the op would block itself."""
     for held, delay in [(held, delay) for held in ((), _crowded(memory, op)) for delay in range(4)]:
-        for overlap in (True, False):
-            if len(held) * op.num_vectors > memory.chip.vxm_max_delay_cycles // 2:
-                continue
-            builder = _ChainBuilder(memory, op, delay, overlap, held)
-            if builder.num_slots() <= memory.chip.num_alus and merge_own(template := builder.build()):
-                return template
+        if len(held) * op.num_vectors > memory.chip.vxm_max_delay_cycles // 2:
+            continue
+        builder = _ChainBuilder(memory, op, delay, held)
+        if builder.num_slots() <= memory.chip.num_alus and merge_own(template := builder.build()):
+            if builder.acc is not None:
+                item, acc = builder.acc
+                template.product = build_product(memory, item, op.num_vectors, acc)
+            return template
     raise ScheduleError(f"schedule: a chain of {op.num_vectors} vectors collides with itself ({op.source or op.name})")
 
 
@@ -89,28 +84,17 @@ def _hold(op: ChainOp, held: tuple[int, ...]) -> ChainOp:
 
 
 class _ChainBuilder:
-    def __init__(
-        self, memory: MemoryAccess, op: ChainOp, delay: int, overlap: bool, held: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, memory: MemoryAccess, op: ChainOp, delay: int, held: tuple[int, ...] = ()) -> None:
         op = _hold(op, held)
         self.num_held = len(held)
         self.memory, self.op, self.chip = memory, op, memory.chip
-        self.template = Template()
-        self.overlap = overlap
+        self.acc: tuple[MatMulInput, int] | None = None
         self.steps, self.outputs = _delayed(op, delay)
         self.products = [item for item in op.inputs if isinstance(item, MatMulInput)]
-        self.interval = self._last_interval(self.products[0]) if self.products else 1
+        self.template = Template(first_flex=ACCUMULATOR + 1 if self.products else 0)
+        self.interval = sum_interval(self.chip, self.products[0]) if self.products else 1
         self.span = (op.num_vectors - 1) * self.interval + 1
         self.order = np.arange(op.num_vectors) * self.interval
-
-    def _last_interval(self, product: MatMulInput) -> int:
-        return self._interval(product, product.weights[-1].num_rows)
-
-    def _interval(self, product: MatMulInput, num_rows: int) -> int:
-        chip = self.chip
-        return chip.cycles_per_vector(
-            num_rows, product.lhs_format.significand_bytes, product.rhs_format.significand_bytes
-        )
 
     def num_slots(self) -> int:
         """ALUs that the chain takes."""
@@ -192,7 +176,8 @@ class _ChainBuilder:
         width = item.format.num_bytes
         stream = self.template.stream(True, side, width, boundary, self.span)
         if isinstance(item, MatMulInput):
-            self._product(item, boundary, stream)
+            acc = add_sums(self.memory, self.template, item, boundary, stream, self.op.num_vectors)
+            self.acc = (item, acc)
             return stream
         times = boundary - self.chip.mem_read_cycles + self.order
         if isinstance(item, MemoryInput):
@@ -272,108 +257,3 @@ class _ChainBuilder:
                 self.memory.add(self.template, Opcode.READ, output.maps, 0, read, 1, (Slot(maps),))
                 self._indexed(Opcode.SCATTER, output.table, output.vector, width, times, 1, stream, maps)
         return [tuple(column) for column in columns]
-
-    # MXM ---------------------------------------------------------------------------------------------------------
-
-    def _product(self, product: MatMulInput, boundary: int, stream: int) -> None:
-        """Weight tiles are loaded while the one before computes; the sums leave after the last tile."""
-        chip, count = self.chip, self.op.num_vectors
-        plan = self._plan(product)
-        exit_hops = chip.num_mem_columns - 1 + chip.mxm_exit_cycles
-        acc = boundary - exit_hops - chip.mxm_accumulate_cycles
-        shift = acc - chip.mxm_multiply_cycles - plan[-1][2]
-        side = product.hemisphere
-        planes = range(chip.planes_per_tile(product.rhs_format.significand_bytes))
-        first = planes[0] if len(planes) > 1 else product.plane
-        used = planes if len(planes) > 1 else [product.plane]
-        fixed = self.template.fixed
-        for k, (load, install, begin) in enumerate(plan):
-            weight = product.weights[k]
-            interval = self._interval(product, weight.num_rows)
-            end = begin + (count - 1) * interval + interval
-            self._load(product, k, load + shift, first)
-            self._row(side, first, MXM_WEIGHTS, Opcode.IW, install + shift, ())
-            self._stream_activations(product, k, begin + shift, interval, first)
-            for plane in used:
-                fixed.append((("buffer", side, plane), load + shift, install + shift + 1))
-                interval_end = install + shift + chip.mxm_install_interval_cycles
-                fixed.append((("install", side, plane), install + shift, interval_end))
-                fixed.append((("weights", side, plane), install + shift + chip.mxm_install_tail_cycles, end + shift))
-                fixed.append((("abc", side, plane), begin + shift, end + shift))
-        for plane in used:
-            fixed.append((("accumulator", side, plane), plan[0][2] + shift, acc + self.span))
-            fixed.append((("acc", side, plane), acc, acc + self.span))
-        self._row(side, first, MXM_RESULTS, Opcode.ACC, acc, (Slot(stream), 0, 1), count, self.interval)
-
-    def _plan(self, product: MatMulInput) -> list[tuple[int, int, int]]:
-        """(load, install, first activation) of every K tile, from load = 0 on."""
-        chip, count = self.chip, self.op.num_vectors
-        rows_per_cycle = chip.num_streams_per_load // product.rhs_format.num_bytes
-        plan: list[tuple[int, int, int]] = []
-        load, last_install, busy = 0, -chip.mxm_install_interval_cycles, 0
-        for weight in product.weights:
-            cycles = -(-weight.num_rows // rows_per_cycle)
-            install = max(
-                load + max(cycles - 1, 1),
-                last_install + chip.mxm_install_interval_cycles,
-                busy - chip.mxm_install_tail_cycles,
-            )
-            begin = install + chip.mxm_install_tail_cycles
-            plan.append((load, install, begin))
-            busy = begin + count * self._interval(product, weight.num_rows)
-            last_install = install
-            load = install + 1 if self.overlap else busy + chip.num_mem_columns
-        return plan
-
-    def _row(
-        self,
-        side: Hemisphere,
-        plane: int,
-        part: int,
-        opcode: Opcode,
-        cycle: int,
-        operands: tuple[int | Slot, ...],
-        count: int = 1,
-        interval: int = 1,
-    ) -> None:
-        queue = mxm_queue(self.chip, side, plane, part)
-        self.template.rows.append(Row(cycle, queue, opcode, operands, count, interval))
-        self.template.fixed.append((("Q", queue), cycle, cycle + 1))
-
-    def _mxm_distance(self) -> int:
-        return self.chip.num_mem_columns - 1 + self.chip.mxm_entry_cycles
-
-    def _load(self, product: MatMulInput, k: int, cycle: int, plane: int) -> None:
-        """LW: the rows of a weight tile arrive at the MXM from `cycle` on."""
-        chip, weight = self.chip, product.weights[k]
-        width = product.rhs_format.num_bytes
-        rows_per_cycle = chip.num_streams_per_load // width
-        cycles = -(-weight.num_rows // rows_per_cycle)
-        side = product.hemisphere
-        leave = cycle - self._mxm_distance()
-        streams = self.template.stream(False, side, chip.num_streams_per_load, leave, cycles)
-        storage, _ = self.memory.home(weight.storage)
-        padded = min(cycles * rows_per_cycle, storage.num_vectors * storage.num_iterations - weight.first)
-        rows = np.arange(padded)
-        times = leave - chip.mem_read_cycles + rows // rows_per_cycle
-        for lane_group in range(rows_per_cycle):
-            mine = rows[rows % rows_per_cycle == lane_group]
-            refs = np.stack([np.full(len(mine), weight.storage), weight.first + mine], axis=1)
-            for byte in range(width):
-                lane = (Slot(streams, lane_group * width + byte),)
-                self.memory.add(self.template, Opcode.READ, refs, byte, times[mine], 1, lane)
-        operands = (Slot(streams), 0, rows_per_cycle, int(product.rhs_format))
-        self._row(side, plane, MXM_WEIGHTS, Opcode.LW, cycle, operands, cycles)
-
-    def _stream_activations(self, product: MatMulInput, k: int, cycle: int, interval: int, plane: int) -> None:
-        """ABC: activations of one K tile arrive at the MXM from `cycle` on."""
-        chip, count = self.chip, self.op.num_vectors
-        width, side = product.lhs_format.num_bytes, product.hemisphere
-        leave = cycle - self._mxm_distance()
-        stream = self.template.stream(False, side, width, leave, (count - 1) * interval + 1)
-        times = leave - chip.mem_read_cycles + np.arange(count) * interval
-        for byte in range(width):
-            self.memory.add(self.template, Opcode.READ, product.activations[k], byte, times, 1, (Slot(stream, byte),))
-        rows = product.weights[k].num_rows
-        operands = (Slot(stream), int(product.lhs_format), 0, 1, 0, rows, int(k == 0), 0)
-        self._row(side, plane, MXM_ACTIVATIONS, Opcode.ABC, cycle, operands, count, interval)

@@ -14,11 +14,11 @@ from collections import Counter
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource, narrow_steps
-from lpu_jax.lowering.passes.tile_close import close_chain
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
 from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
 from lpu_jax.lowering.passes.tile_moves import view_codes
+from lpu_jax.lowering.passes.tile_product import close_chain
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand, StorageBuilder
 from lpu_jax.lowering.tile_ir import (
@@ -367,12 +367,13 @@ class Tiler:
         assert isinstance(rhs, int)
         batches, rows, contracting = self.graph.avals[lhs].shape
         columns = self.graph.avals[rhs].shape[-1]
-        rhs_view = self.lanes_views(rhs)[0]
+        rhs_refs = [view.refs.reshape(batches * contracting, -1, 2) for view in self.lanes_views(rhs)]
         product = ProductSource(
             lhs=tuple(view.refs for view in self.lanes_views(lhs)),
             lhs_format=op.lhs_format,
-            rhs=rhs_view.refs.reshape(batches * contracting, -1, 2),
+            rhs=rhs_refs[0],
             rhs_format=op.rhs_format,
+            mirror=rhs_refs[1] if len(rhs_refs) > 1 else None,
             num_batches=batches,
             num_rows=rows,
             contracting=contracting,
@@ -392,6 +393,7 @@ class Tiler:
                 lhs_format=FORMATS[self.graph.avals[operand].dtype],
                 rhs=None,
                 rhs_format=FORMATS["int8"],
+                mirror=None,
                 num_batches=1,
                 num_rows=rows,
                 contracting=shape[-1],

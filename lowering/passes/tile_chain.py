@@ -23,13 +23,14 @@ class ProductSource:
     """A matrix product whose vectors enter a chain from the MXM instead of memory.
 
     lhs: views by hemisphere, refs [batch * rows * k_tiles, 2]; rhs refs [batch * K, n_tiles, 2] or None for a sum
-    over lanes (weights of ones).
+    over lanes (weights of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere.
     """
 
     lhs: tuple[IntArray, ...]
     lhs_format: DataFormat
     rhs: IntArray | None
     rhs_format: DataFormat
+    mirror: IntArray | None
     num_batches: int
     num_rows: int
     contracting: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from lpu_jax.lowering.passes.tile_moves import keeps_vectors
 from lpu_jax.lowering.passes.tile_storage import Demand
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Broadcast,
     Elementwise,
@@ -39,8 +41,10 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
         op = equation.op
         if isinstance(op, MatMul):
             ask(equation.operands[0], Demand(mirrored=True))
+            rows = graph.avals[equation.operands[0]].shape[1]  # type: ignore[index]
             batches = graph.avals[equation.operands[1]].shape[0]  # type: ignore[index]
-            ask(equation.operands[1], Demand(num_batches=batches))
+            exact = op.lhs_format is op.rhs_format is DataFormat.INT8
+            ask(equation.operands[1], Demand(num_batches=batches, num_rows=rows, rounds=not exact))
         elif isinstance(op, LaneReduce) and op.function == "sum":
             ask(equation.operands[0], Demand(mirrored=True))
         elif isinstance(op, GatherRows):
@@ -69,7 +73,7 @@ def _ask_through_update(
     if demand is not None and demand.num_batches:
         for operand in equation.operands:
             if isinstance(operand, int) and graph.avals[operand] == graph.avals[result] and operand not in spread:
-                ask(operand, Demand(num_batches=demand.num_batches))
+                ask(operand, dataclasses.replace(demand, mirrored=False, table=False, scattered=False))
 
 
 def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: Ask) -> None:
@@ -90,6 +94,6 @@ def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Dem
         demand = Demand(mirrored=demand.mirrored)
     result = graph.avals[equation.results[0]].shape
     if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
-        demand = Demand(mirrored=demand.mirrored, num_batches=demand.num_batches)
+        demand = dataclasses.replace(demand, table=False, scattered=False)
     for operand in operands:
         ask(operand, demand if demand != Demand() else None)

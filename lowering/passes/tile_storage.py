@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,16 @@ class Demand:
     num_batches: > 0 if it is installed as weights of that many matrices (weight layout).
     table: its rows are gathered or scattered by address.
     scattered: rows are also written by address, so a spare row takes what belongs to other slices.
+    num_rows: most activation rows of a product that it is the weights of.
+    rounds: one of these products rounds its sums, so that they must not be put together from parts.
     """
 
     mirrored: bool = False
     num_batches: int = 0
     table: bool = False
     scattered: bool = False
+    num_rows: int = 0
+    rounds: bool = False
 
     def merge(self, other: Demand) -> Demand:
         """The union of two demands; the finer batching wins."""
@@ -55,6 +60,8 @@ class Demand:
             max(self.num_batches, other.num_batches),
             self.table or other.table,
             self.scattered or other.scattered,
+            max(self.num_rows, other.num_rows),
+            self.rounds or other.rounds,
         )
 
 
@@ -68,6 +75,32 @@ _MAX_COLUMNS = 4
 
 _FEW_ROWS = 16
 """Values of so few rows have their tiles in both hemispheres; for others one chain for all tiles is quicker."""
+MIN_SPLIT_TILES = 7
+"""A column tile with so many tiles of K loads longer than the sums of its parts take to add up (about 100 cycles)."""
+MIN_MIRRORED_ROWS = 64
+"""With so many activation rows a product is bound by multiplying, and its rows may be split between hemispheres."""
+
+
+def _pieces(count: int, tiles: int, columns: int, chunk: int) -> list[IntArray]:
+    """The vectors, numbered row by row, that share a storage: at most `chunk` of them.
+
+    With few tiles a row (columns == tiles > 1) those of one tile; otherwise, where several storages are needed anyway,
+    blocks of rows of one tile, as a matrix product reads and writes vectors block by block.
+    """
+    vectors = np.arange(count)
+    if columns > 1:
+        starts = range(0, count, chunk * columns)
+        return [
+            vectors[start : start + chunk * columns][column::columns] for start in starts for column in range(columns)
+        ]
+    if tiles == 1 or count <= chunk:
+        return [vectors[start : start + chunk] for start in range(0, count, chunk)]
+    grid = vectors.reshape(-1, tiles)
+    rows = len(grid)
+    if rows > chunk:
+        return [grid[start : start + chunk, tile] for start in range(0, rows, chunk) for tile in range(tiles)]
+    together = chunk // rows
+    return [grid[:, tile : tile + together].T.reshape(-1) for tile in range(0, tiles, together)]
 
 
 class StorageBuilder:
@@ -80,6 +113,7 @@ class StorageBuilder:
         self._constant_views: dict[tuple[object, ...], View] = {}
         self._turn = 0
         self._loads = {(side, plane): 0 for side in Hemisphere for plane in range(chip.num_planes)}
+        self._filled = dict.fromkeys(Hemisphere, 0)
         self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
         self._mirrors: dict[int, int] = {}
         self.zero_storages: set[int] = set()  # constants of nothing but zeros
@@ -98,6 +132,17 @@ class StorageBuilder:
         plane, side = min(places, key=lambda place: self._loads[place[1], place[0]])
         self._loads[side, plane] += num_addresses
         return side, plane
+
+    def _next_pair(self, num_addresses: int) -> tuple[Hemisphere, int]:
+        """As next_plane, for weights that are multiplied with many rows and take both planes: they fill one slice set
+        first, so that the other one stays free for activations and results that move at the same time."""
+        load = {side: sum(self._loads[side, p] for p in range(self.chip.num_planes)) for side in Hemisphere}
+        side = min(Hemisphere, key=lambda side: load[side])
+        for plane in range(self.chip.num_planes):
+            self._loads[side, plane] += num_addresses // self.chip.num_planes
+        self._filled[side] += num_addresses
+        fits = self._filled[side] <= self.chip.num_addresses_per_slice // 2
+        return side, 0 if fits else self._filled[side] // num_addresses % self.chip.num_planes
 
     def new_storage(self, num_vectors: int, data_format: DataFormat, hemisphere: Hemisphere, **fields: object) -> int:
         """Adds a storage and returns its id; fields as in `Storage`."""
@@ -128,7 +173,7 @@ class StorageBuilder:
         fields = {"num_iterations": num_iterations, "resident": resident, "name": name}
         data_format = FORMATS[aval.dtype]
         if demand.num_batches and not splat:
-            return (self._weight_view(aval, data_format, demand, fields),)
+            return self._weight_views(aval, data_format, demand, fields)
         if demand.table:
             return (self._table_view(aval, data_format, demand, splat or len(aval.shape) == 1, fields),)
         count = num_view_vectors(aval.shape, splat, self.chip.num_lanes)
@@ -139,15 +184,11 @@ class StorageBuilder:
         for side in sides:
             refs = np.zeros((count, 2), np.int64)
             chunk, interleave = self._chunk(count // columns, num_iterations, data_format)
-            for start in range(0, count, chunk * columns):
-                home = side if side is not None else self.next_hemisphere()
-                for column in range(columns):
-                    if side is None and column and count <= _FEW_ROWS * columns:
-                        home = self.next_hemisphere()
-                    mine = np.arange(start + column, min(start + chunk * columns, count), columns)
-                    padded = -(-len(mine) // interleave) * interleave
-                    storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
-                    refs[mine] = self.whole(storage, len(mine))
+            for number, vectors in enumerate(_pieces(count, tiles, columns, chunk)):
+                home = side if side is not None else self._home(number, columns, count)
+                padded = -(-len(vectors) // interleave) * interleave
+                storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)
+                refs[vectors] = self.whole(storage, len(vectors))
             views.append(View(aval.shape, splat, refs))
         if len(views) == 2:
             pairs = zip(views[0].refs[:, 0].tolist(), views[1].refs[:, 0].tolist(), strict=True)
@@ -167,6 +208,12 @@ class StorageBuilder:
         homes = {int(s): int(self.storages[int(s)].hemisphere) for s in np.unique(refs[:, 0])}
         return np.array([homes[s] for s in refs[:, 0].tolist()], np.int64)
 
+    def _home(self, piece: int, columns: int, count: int) -> Hemisphere:
+        """Alternates between pieces; the tiles of a row stay together where there are many rows."""
+        if piece % columns and count > _FEW_ROWS * columns:
+            return Hemisphere(self._turn % 2)
+        return self.next_hemisphere()
+
     def _chunk(self, num_vectors: int, num_iterations: int, data_format: DataFormat) -> tuple[int, int]:
         """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
         longest = self.chip.num_addresses_per_bank // 16
@@ -176,22 +223,60 @@ class StorageBuilder:
         per_iteration = max(1, longest * interleave // num_iterations // interleave) * interleave
         return min(per_iteration, -(-num_vectors // interleave) * interleave), interleave
 
-    def _weight_view(self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]) -> View:
-        """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set."""
+    def _weight_views(
+        self, aval: Aval, data_format: DataFormat, demand: Demand, fields: dict[str, object]
+    ) -> tuple[View, ...]:
+        """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set.
+
+        Tiles that are left over when all planes have equally many are split: over K where sums are exact integers, or
+        laid out in both hemispheres (two views) for half of the activation rows each.
+        """
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         rows, tiles = num_rows(aval.shape), num_tiles(aval.shape, self.chip.num_lanes)
         per_batch = rows // demand.num_batches
-        padded = -(-per_batch // interleave) * interleave + (interleave if demand.scattered else 0)
-        refs = np.zeros((demand.num_batches, per_batch, tiles, 2), np.int64)
+        shared = self.chip.planes_per_tile(data_format.num_bytes)
+        left = tiles % (2 * self.chip.num_planes // shared) if demand.num_batches == 1 else 0
+        once = int(str(fields["num_iterations"])) == 1 and not demand.scattered
+        parts = self._num_parts(left, per_batch, data_format, demand) if once else 1
+        mirrors = once and bool(fields["resident"]) and demand.num_rows >= MIN_MIRRORED_ROWS
+        mirrors = mirrors and 2 * left * shared <= 2 * self.chip.num_planes and parts == 1
+        refs = np.zeros((1 + (mirrors and left > 0), demand.num_batches, per_batch, tiles, 2), np.int64)
         for batch in range(demand.num_batches):
             for tile in range(tiles):
-                addresses = padded // interleave * int(str(fields["num_iterations"]))
-                hemisphere, plane = self.next_plane(addresses)
-                storage = self.new_storage(
-                    padded, data_format, hemisphere, interleave=interleave, plane=plane, **fields
-                )
-                refs[batch, :, tile] = self.whole(storage, per_batch)
-        return View(aval.shape, False, refs.reshape(-1, 2))
+                is_left = tile >= tiles - left
+                bounds = [i * per_batch // parts // interleave * interleave for i in range(parts)] if is_left else [0]
+                for start, stop in itertools.pairwise([*bounds, per_batch]):
+                    homes = self._weight_storages(stop - start, data_format, demand, fields, is_left and mirrors)
+                    for place, home in enumerate(homes):
+                        refs[place:, batch, start:stop, tile] = self.whole(home, stop - start)
+        return tuple(View(aval.shape, False, place.reshape(-1, 2)) for place in refs)
+
+    def _num_parts(self, left: int, contracting: int, data_format: DataFormat, demand: Demand) -> int:
+        """Parts of K into which each of the `left` last column tiles is split, one plane each."""
+        exact = data_format is DataFormat.INT8 and not demand.rounds
+        few_rows = demand.num_rows <= self.chip.num_streams_per_load
+        if not (left and exact and few_rows and contracting >= MIN_SPLIT_TILES * self.chip.num_lanes):
+            return 1
+        planes = 2 * self.chip.num_planes
+        return planes // math.gcd(left, planes)
+
+    def _weight_storages(
+        self, rows: int, data_format: DataFormat, demand: Demand, fields: dict[str, object], mirrors: bool
+    ) -> list[int]:
+        """A storage for rows of one column tile; a second one in the other hemisphere if it is mirrored."""
+        interleave = self.chip.num_streams_per_load // data_format.num_bytes
+        padded = -(-rows // interleave) * interleave + (interleave if demand.scattered else 0)
+        addresses = padded // interleave * int(str(fields["num_iterations"]))
+        many = demand.num_rows >= MIN_MIRRORED_ROWS and fields["resident"]
+        wide = self.chip.planes_per_tile(data_format.num_bytes) > 1
+        side, plane = self._next_pair(addresses) if wide and many else self.next_plane(addresses)
+        sides = [side]
+        if mirrors:
+            sides.append(Hemisphere(1 - side))
+            self._loads[sides[1], plane] += addresses
+        return [
+            self.new_storage(padded, data_format, home, interleave=interleave, plane=plane, **fields) for home in sides
+        ]
 
     def _table_view(
         self, aval: Aval, data_format: DataFormat, demand: Demand, splat: bool, fields: dict[str, object]

@@ -1,0 +1,243 @@
+"""Closing a chain: an open chain becomes ChainOps, one per matrix tile, block of rows and pair of hemispheres."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpu_jax.lowering.passes.tile_chain import OpenChain, ProductSource
+from lpu_jax.lowering.passes.tile_close import Label, chain_op, copy_ops, split_sides
+from lpu_jax.lowering.passes.tile_storage import StorageBuilder
+from lpu_jax.lowering.tile_ir import (
+    ChainInput,
+    ChainOp,
+    InputRef,
+    IntArray,
+    MatMulInput,
+    MemoryInput,
+    Step,
+    StepOperand,
+    StepRef,
+    View,
+    WeightTile,
+)
+from lpu_jax.runtime.chip import Hemisphere
+from lpu_jax.runtime.isa import DataFormat
+
+Result = tuple[StepOperand, tuple[View, ...], DataFormat]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Home:
+    """Weight tiles in the slices of one plane; tiles[i] meets the activation vectors of K tile k_tiles[i]."""
+
+    side: Hemisphere
+    plane: int
+    tiles: tuple[WeightTile, ...]
+    k_tiles: tuple[int, ...]
+
+
+def close_chain(builder: StorageBuilder, chain: OpenChain, results: Sequence[Result]) -> list[ChainOp]:
+    """ChainOps that compute `results` (operand, places, format) of an open chain."""
+    if not results:
+        return []
+    steps, operands = list(chain.steps), []
+    for operand, _, _ in results:
+        if isinstance(operand, InputRef) or operand in operands:
+            steps.append(Step("identity", (operand,)))
+            operand = StepRef(len(steps) - 1)
+        operands.append(operand)
+    outputs = [
+        (operand.index, view.refs, data_format)
+        for operand, (_, views, data_format) in zip(operands, results, strict=True)
+        if isinstance(operand, StepRef)
+        for view in views
+    ]
+    label = (chain.source, chain.name)
+    if chain.product is None:
+        order = _storage_order(builder, outputs[0][1])
+        memory = [MemoryInput(refs[order], data_format) for refs, data_format in chain.inputs]
+        outputs = [(step, refs[order], data_format) for step, refs, data_format in outputs]
+        return split_sides(builder, chain_op(memory, steps, outputs, label))
+    ops: list[ChainOp] = []
+    steps = [Step(s.function, tuple(_shift(operand) for operand in s.operands)) for s in steps]
+    for vectors, product in _products(builder, chain.product, ops, label):
+        memory = [MemoryInput(refs[vectors], data_format) for refs, data_format in chain.inputs]
+        part = [(step, refs[vectors], data_format) for step, refs, data_format in outputs]
+        ops += split_sides(builder, chain_op([product, *memory], steps, part, label))
+    return ops
+
+
+def _storage_order(builder: StorageBuilder, refs: IntArray) -> IntArray:
+    """The vectors of a chain storage by storage, so that each of its ports is in use once only."""
+    homes = [builder.storages[s] for s in np.unique(refs[:, 0]).tolist()]
+    if len(homes) == 1 or any(home.interleave > 1 for home in homes):
+        return np.arange(len(refs))
+    return np.lexsort((refs[:, 1], refs[:, 0]))
+
+
+def _shift(operand: StepOperand) -> StepOperand:
+    """The MXM is input 0 of a chain with a product; memory inputs follow."""
+    return InputRef(operand.index + 1) if isinstance(operand, InputRef) else operand
+
+
+# Matrix products -------------------------------------------------------------------------------------------------
+
+
+def _products(
+    builder: StorageBuilder, product: ProductSource, ops: list[ChainOp], label: Label
+) -> list[tuple[IntArray, ChainInput]]:
+    """The product cut into (chain vectors, their source) by matrix, tile of N and block of rows."""
+    tiles = product.num_column_tiles
+    k_tiles = -(-product.contracting // builder.chip.num_lanes)
+    parts: list[tuple[IntArray, ChainInput]] = []
+    copies: dict[Hemisphere, IntArray] = {}
+
+    def multiply(home: _Home, batch: int, rows: IntArray) -> MatMulInput:
+        lhs = _activations(builder, product, home.side, copies, ops, label)
+        lhs = lhs.reshape(product.num_batches, product.num_rows, k_tiles, 2)[batch]
+        activations = tuple(lhs[rows, k] for k in home.k_tiles)
+        formats = product.lhs_format, product.rhs_format
+        return MatMulInput(activations, formats[0], home.tiles, formats[1], home.side, home.plane)
+
+    for batch in range(product.num_batches):
+        for tile in range(tiles):
+            places = _places(builder, product, batch, tile, ops, label)
+            for homes, rows in _row_blocks(builder, product.num_rows, places):
+                vectors = (batch * product.num_rows + rows) * tiles + tile
+                terms = [multiply(home, batch, rows) for home in homes]
+                parts.append((vectors, terms[0] if len(terms) == 1 else _add_terms(builder, terms, ops, label)))
+    return parts
+
+
+def _row_blocks(
+    builder: StorageBuilder, num_rows: int, places: list[tuple[_Home, ...]]
+) -> list[tuple[tuple[_Home, ...], IntArray]]:
+    """Blocks of rows that fill half of the accumulators; every place of the weights takes an equal share of rows."""
+    block = max(1, builder.chip.num_accumulator_vectors // 2)
+    shares = [i * num_rows // len(places) for i in range(len(places) + 1)]
+    edges = sorted({*range(0, num_rows, block), *shares})
+    blocks = []
+    for start, stop in itertools.pairwise(edges):
+        place = max(i for i in range(len(places)) if shares[i] <= start)
+        blocks.append((places[place], np.arange(start, stop)))
+    return blocks
+
+
+def _add_terms(builder: StorageBuilder, terms: list[MatMulInput], ops: list[ChainOp], label: Label) -> MemoryInput:
+    """Sums over parts of K, added up on the VXM: exact, as they are integers."""
+    assert all(term.format is DataFormat.INT32 for term in terms), "sums that are rounded must not be split"
+    count, side = len(terms[0].activations[0]), builder.next_hemisphere()
+    places = [
+        builder.whole(builder.new_storage(count, DataFormat.INT32, side, name="partial sums"), count)
+        for _ in range(len(terms) + 1)
+    ]
+    for term, refs in zip(terms, places, strict=False):
+        ops.append(chain_op([term], [Step("identity", (InputRef(0),))], [(0, refs, DataFormat.INT32)], label))
+    steps = [Step("iadd", (InputRef(0), InputRef(1)))]
+    steps += [Step("iadd", (StepRef(i - 2), InputRef(i))) for i in range(2, len(terms))]
+    memory = [MemoryInput(refs, DataFormat.INT32) for refs in places[:-1]]
+    total = [(len(steps) - 1, places[-1], DataFormat.INT32)]
+    ops += split_sides(builder, chain_op(memory, steps, total, label))
+    return MemoryInput(places[-1], DataFormat.INT32)
+
+
+def _places(
+    builder: StorageBuilder, product: ProductSource, batch: int, tile: int, ops: list[ChainOp], label: Label
+) -> list[tuple[_Home, ...]]:
+    """Where the weights of one matrix and column tile are: one place or two, each in one part or in several of K.
+
+    They are copied into weight layout if they are not there.
+    """
+    if product.rhs is None:
+        return [(_ones(builder, product.contracting),)]
+    own = slice(batch * product.contracting, (batch + 1) * product.contracting)
+    refs = product.rhs[own, tile]
+    found = _homes(builder, product, refs)
+    if found is None:
+        return [_copied(builder, product, refs, ops, label)]
+    if product.mirror is not None and not np.array_equal(product.mirror[own, tile], refs):
+        second = _homes(builder, product, product.mirror[own, tile])
+        return [found, second] if second is not None else [found]
+    return [found]
+
+
+def _tile_rows(first: int, stop: int, lanes: int) -> list[tuple[int, int, int]]:
+    """(K tile, first lane, number of rows) of rows first .. stop - 1 of K."""
+    edges = sorted({first, stop, *range(-(-first // lanes) * lanes, stop, lanes)})
+    return [(a // lanes, a % lanes, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def _ones(builder: StorageBuilder, contracting: int) -> _Home:
+    side, plane = builder.next_plane()
+    storage = builder.ones_weights(side, plane)
+    rows = _tile_rows(0, contracting, builder.chip.num_lanes)
+    return _Home(side, plane, tuple(WeightTile(storage, 0, count) for _, _, count in rows), tuple(range(len(rows))))
+
+
+def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> tuple[_Home, ...] | None:
+    """The weights refs [K, 2] as they lie in weight layout, None if they do not."""
+    edges = [0, *(np.nonzero(np.diff(refs[:, 0]))[0] + 1).tolist(), len(refs)]
+    integer = product.lhs_format is product.rhs_format is DataFormat.INT8
+    if len(edges) > 2 and not integer:
+        return None
+    homes = []
+    for start, stop in itertools.pairwise(edges):
+        home, first = builder.storages[refs[start, 0]], int(refs[start, 1])
+        in_order = bool((np.diff(refs[start:stop, 1]) == 1).all())
+        if not in_order or home.plane is None or first % home.interleave or start % home.interleave:
+            return None
+        rows = _tile_rows(start, stop, builder.chip.num_lanes)
+        if len(edges) > 2:
+            rows.sort(key=lambda row: row[2])  # short loads first: installs need an interval
+        offsets = [k * builder.chip.num_lanes + lane - start for k, lane, _ in rows]
+        tiles = tuple(
+            WeightTile(home.id, first + offset, count, lane)
+            for (_, lane, count), offset in zip(rows, offsets, strict=True)
+        )
+        homes.append(_Home(home.hemisphere, home.plane, tiles, tuple(k for k, _, _ in rows)))
+    return tuple(homes)
+
+
+def _copied(
+    builder: StorageBuilder, product: ProductSource, refs: IntArray, ops: list[ChainOp], label: Label
+) -> tuple[_Home, ...]:
+    """The weights refs [K, 2] copied into the slice set of a plane."""
+    interleave = builder.chip.num_streams_per_load // product.rhs_format.num_bytes
+    addresses = -(-len(refs) // interleave)
+    side, plane = builder.next_plane(addresses)
+    storage = builder.new_storage(
+        addresses * interleave, product.rhs_format, side, interleave=interleave, plane=plane, name="weights"
+    )
+    target = builder.whole(storage, len(refs))
+    source, copy = View((len(refs),), True, refs), View((len(refs),), True, target)
+    ops += copy_ops(builder, source, [copy], product.rhs_format, label)
+    homes = _homes(builder, product, target)
+    assert homes is not None
+    return homes
+
+
+def _activations(
+    builder: StorageBuilder,
+    product: ProductSource,
+    side: Hemisphere,
+    copies: dict[Hemisphere, IntArray],
+    ops: list[ChainOp],
+    label: Label,
+) -> IntArray:
+    """Activation vectors in the hemisphere of the plane, copied there if no place of the value is."""
+    sides = np.array([int(storage.hemisphere) for storage in builder.storages])
+    for refs in product.lhs:
+        if (sides[refs[:, 0]] == side).all():
+            return refs
+    if side not in copies:
+        refs = product.lhs[0]
+        storage = builder.new_storage(len(refs), product.lhs_format, side, name="activations")
+        target = builder.whole(storage, len(refs))
+        source, copy = View((len(refs),), True, refs), View((len(refs),), True, target)
+        ops += copy_ops(builder, source, [copy], product.lhs_format, label)
+        copies[side] = target
+    return copies[side]
