@@ -97,12 +97,12 @@ class Tables:
                 (units[i], [("Q", unit) for unit in units[i : i + width]]) for i in range(0, number - width + 1, width)
             ]
         direction, count = stream_direction(flexible), self.chip.num_streams_per_direction
-        bases = list(range(0, count - width + 1, width) if width > 1 else range(count - 1, -1, -1))
+        firsts = list(range(0, count - width + 1, width) if width > 1 else range(count - 1, -1, -1))
         if flexible.group >= 0:
             size = self.chip.num_streams_per_load
-            bases = [b for b in bases if b // size == flexible.group]
+            firsts = [b for b in firsts if b // size == flexible.group]
         base_id = direction * count
-        return [(base_id + b, [("stream", base_id + b + i, flexible.hemisphere) for i in range(width)]) for b in bases]
+        return [(base_id + b, [("stream", base_id + b + i, flexible.hemisphere) for i in range(width)]) for b in firsts]
 
     def choices(self, flexible: Flexible) -> dict[int, list[Table]]:
         """The tables of every choice of a flexible resource, in order of preference."""

@@ -296,7 +296,7 @@ class _Scheduler:
         self.sums[index] = placement
         before = _duration(self.chip, chain) - (chain.last_cycle() - product.acc)
         is_short = all(tile.span <= MAX_GAP for tile in product.tiles) and len(product.planes) == 1
-        urgency = self.path[index] - before - LATER if is_short else NOW
+        urgency: float = self.path[index] - before - LATER if is_short else NOW
         heapq.heappush(self.ready, (-urgency, index, 1))
 
     def _read_sums(self, index: int) -> list[int]:
