@@ -125,6 +125,7 @@ _BINARY: dict[str, Callable[[Range, Range], Range]] = {
     "mask_bar": lambda x, _: union([x, Range(0, 0, True)]),
 }
 _SAME_AS_FLOAT = {"iadd": "add", "isub": "sub", "imax": "max", "imin": "min"}
+_INTEGER_ARITHMETIC = tuple(Elementwise(name) for name in ("iadd", "isub", "imul", "imax", "imin", "ineg", "iabs"))
 
 
 class RangeAnalysis:
@@ -154,6 +155,8 @@ class RangeAnalysis:
             self._definitions[result] = equation
             by_dtype = _BY_DTYPE.get(aval.dtype, ANYTHING)
             derived = self._derive(equation)
+            if aval.dtype in ("float32", "float16") and equation.op in _INTEGER_ARITHMETIC:
+                derived = ANYTHING  # the bits of an integer, read as a float
             low, high = max(derived.low, by_dtype.low), min(derived.high, by_dtype.high)
             if aval.dtype == "int32" and (derived.low < by_dtype.low or derived.high > by_dtype.high):
                 low, high = by_dtype.low, by_dtype.high  # wraps around
