@@ -331,6 +331,7 @@ def verify_schedule(plan: Schedule) -> None:
                     spans.setdefault(key, []).append((op.time_zero + item.start, op.time_zero + item.end))
         for key, intervals in spans.items():
             intervals.sort()
-            for (start, end), (following, _) in itertools.pairwise(intervals):
-                if following < end:
-                    raise ScheduleError(f"schedule: {key} booked twice, from {start} to {end} and at {following}")
+            for span, following in itertools.pairwise(intervals):
+                if following[0] < span[1]:
+                    when = f"from {span[0]} to {span[1]} and at {following[0]}"
+                    raise ScheduleError(f"schedule: {key} booked twice, {when}")
