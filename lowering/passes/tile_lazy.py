@@ -140,9 +140,10 @@ def _grid(tiler: Tiler, codes: IntArray, aval: Aval, splat: bool) -> IntArray:
     """
     grid = vector_grid(codes, splat, tiler.chip.num_lanes)
     first = grid[:, :1]
-    uniform = (first >= 0) & ((grid == first) | (grid == UNUSED)).all(axis=1, keepdims=True)
-    grid = np.where(uniform & ~whole_vectors(grid)[0][:, None], first, grid)
-    empty = (grid < 0).all(axis=1)
+    uniform = (first[:, 0] >= 0) & ((grid == first) | (grid == UNUSED)).all(axis=1)
+    spread_rows = np.asarray(uniform & ~whole_vectors(grid)[0])
+    grid = np.where(spread_rows[:, None], first, grid)
+    empty = np.asarray((grid < 0).all(axis=1))
     if empty.any():
         zero = tiler.builder.constant(np.zeros((1,), aval.dtype), True)[0]
         grid = np.where(empty[:, None], view_codes(zero, tiler.chip.num_lanes), grid)
@@ -174,10 +175,12 @@ def _build(tiler: Tiler, grid: IntArray, first: np.ndarray, inverse: np.ndarray,
     if not is_spread(kinds, tiler.chip.num_lanes_per_superlane):
         ops, refs = build_vectors(builder, kinds, form, tiler.label)
         tiler.ops += ops
-        return refs[inverse]
+        found: IntArray = refs[inverse]
+        return found
     ops, places = spread(builder, kinds[:, 0], form, tiler.label, len(first) < len(inverse))
     tiler.ops += ops
     order = np.argsort(inverse, kind="stable")
     turn = np.zeros(len(inverse), np.int64)
     turn[order] = np.arange(len(inverse)) - np.searchsorted(inverse[order], inverse[order])
-    return np.stack(places)[turn % len(places), inverse]
+    alternating: IntArray = np.stack(places)[turn % len(places), inverse]
+    return alternating

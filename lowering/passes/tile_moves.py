@@ -162,7 +162,8 @@ class Pieces:
 
     def in_place(self) -> np.ndarray:
         """Pieces whose lanes stay where they are."""
-        return ((self.maps == np.arange(self.maps.shape[1])) | (self.maps == FILL)).all(axis=1)
+        stays: np.ndarray = ((self.maps == np.arange(self.maps.shape[1])) | (self.maps == FILL)).all(axis=1)
+        return stays
 
 
 def split_into_pieces(grid: IntArray) -> Pieces:

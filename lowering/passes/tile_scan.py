@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lpu_jax.lowering.passes.tile import Tiler, default_splat
+from lpu_jax.lowering.passes.tile import Tiler
 from lpu_jax.lowering.passes.tile_close import copy_ops
+from lpu_jax.lowering.passes.tile_lazy import default_splat
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand
 from lpu_jax.lowering.tile_ir import TileBlock, View
 from lpu_jax.runtime.isa import DataFormat

@@ -33,7 +33,8 @@ def transpose_groups(
 ) -> tuple[list[TileOp], IntArray]:
     """Transposes the groups; returns refs [16 g, 2] of the transposed vectors. Those of one cluster lie together."""
     cluster, _ = clusters(blocks)
-    order, ops = np.argsort(cluster, kind="stable"), []
+    order = np.argsort(cluster, kind="stable")
+    ops: list[TileOp] = []
     refs = np.zeros((len(blocks.groups) * GROUP, 2), np.int64)
     raw = raw_format(data_format)
     loads = dict.fromkeys(Hemisphere, 0)
