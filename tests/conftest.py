@@ -1,6 +1,7 @@
-"""Shared by all tests: helper modules of tests/runtime can be imported from every test folder."""
+"""Shared by all tests: helper modules of some test folders and the benchmarks can be imported anywhere."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
+for folder in ("tests/runtime", "tests/calibration", "benchmarks"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
