@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lpu_jax.lowering.analysis.dependency_bound import DependencyBound, dependency_bound
+from lpu_jax.lowering.analysis.memory import MemoryUse, memory_use
 from lpu_jax.lowering.analysis.resource_bounds import ON_CHIP, resource_bounds
 from lpu_jax.lowering.analysis.tile_checks import verify_tiles
 from lpu_jax.lowering.analysis.use import resource_use
@@ -67,20 +67,14 @@ class CompiledGraph:
         return machine.completion_cycles(self.program)
 
     @functools.cached_property
+    def memory_use(self) -> MemoryUse:
+        """SRAM in use when most of it is, and how much of it lies in holes."""
+        return memory_use(self.allocated)
+
+    @property
     def sram_used_bytes(self) -> int:
         """Most bytes of SRAM that hold something at one time."""
-        chip = self.tile_graph.chip
-        changes: Counter[int] = Counter()
-        for storage, (first, last) in zip(self.tile_graph.storages, self.allocated.live, strict=True):
-            if last >= first:
-                size = storage.num_slices * storage.num_addresses * chip.num_lanes
-                changes[first] += size
-                changes[last + 1] -= size
-        used = peak = 0
-        for position in sorted(changes):
-            used += changes[position]
-            peak = max(peak, used)
-        return peak
+        return self.memory_use.used_bytes
 
     def simulate(self, arguments: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
         """Runs the program on the machine; returns the outputs and the cycles it took."""

@@ -324,6 +324,8 @@ class MemoryStats:
     Attributes:
       sram_bytes: most SRAM in use at one time.
       sram_capacity_bytes: SRAM that programs may use.
+      sram_fragmentation: share of words without a value between the first and the last one in use of every bank, when
+        most SRAM is in use.
       memory_map: (name, hemisphere, bytes, slices) of every storage.
     """
 
@@ -335,6 +337,7 @@ class MemoryStats:
     peak_memory_in_bytes: int
     sram_bytes: int
     sram_capacity_bytes: int
+    sram_fragmentation: float
     memory_map: tuple[tuple[str, str, int, tuple[int, ...]], ...]
 
 
@@ -388,6 +391,7 @@ class Compiled(_Stage):
         results = [(a.shape, a.dtype, False) for a in traced.flat_out_avals]
         sizes = [sum(map(_num_bytes, group)) for group in ([*captured, *traced.keys], results, aliased)]
         sram = self.compiled_graph.sram_used_bytes
+        fragmentation = self.compiled_graph.memory_use.fragmentation
         columns = (program.cycle, program.queue, program.opcode, program.count, program.interval, program.operands)
         return MemoryStats(
             argument_size_in_bytes=sizes[0],
@@ -398,6 +402,7 @@ class Compiled(_Stage):
             peak_memory_in_bytes=sram,
             sram_bytes=sram,
             sram_capacity_bytes=traced.options.chip.usable_sram_bytes,
+            sram_fragmentation=fragmentation,
             memory_map=self.memory_map(),
         )
 
