@@ -9,6 +9,7 @@ and writes of a bank apart. Cost: O(S * live storages of a slice).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from lpu_jax.lowering.tile_ir import (
     PermuteOp,
     Storage,
     SxmUnit,
+    TileBlock,
     TileGraph,
     TileOp,
     TransposeOp,
@@ -144,13 +146,42 @@ def apart(tiles: TileGraph) -> list[set[int]]:
             found[storage] |= results - {storage}
         for storage in results:
             found[storage] |= streamed - {storage}
-        for op in block.ops:
-            groups = _operand_groups(op)
+        for ops in _side_by_side(tiles, block):
+            groups = [group for op in ops for group in _operand_groups(op)]
             for i, group in enumerate(groups):
                 others = {s for j, other in enumerate(groups) if j != i for s in other}
                 for storage in group:
                     found[storage] |= others - {storage}
     return found
+
+
+def companions(tiles: TileGraph) -> dict[int, int]:
+    """For storages of chains that run side by side: the number of the operand that a storage is part of.
+
+    One operand of one such chain should lie in one slice group, so that its neighbours find slices of their own.
+    """
+    found: dict[int, int] = {}
+    numbers = itertools.count()
+    for block in tiles.blocks:
+        for ops in _side_by_side(tiles, block):
+            for group in (group for op in ops if len(ops) > 1 for group in _operand_groups(op)):
+                number = next(numbers)
+                for storage in group:
+                    found.setdefault(storage, number)
+    return found
+
+
+def _side_by_side(tiles: TileGraph, block: TileBlock) -> list[list[TileOp]]:
+    """The ops of a block; neighbours that are parts of one chain and may run at once are together."""
+    numbers = itertools.count()
+
+    def key(op: TileOp) -> tuple[object, ...]:
+        if not isinstance(op, ChainOp) or not all(isinstance(item, MemoryInput) for item in op.inputs):
+            return (next(numbers),)
+        sides = [tiles.storages[group[0]].hemisphere for group in _operand_groups(op)]
+        return (*op.steps, op.source, op.name, *sides)
+
+    return [list(ops) for _, ops in itertools.groupby(block.ops, key=key)]
 
 
 def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
@@ -287,7 +318,8 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     slots = _Slots(chip)
     places: list[Place | None] = [None] * len(tiles.storages)
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
-    neighbours, strict = apart(tiles), _strictly_apart(tiles)
+    neighbours, strict, operand_of = apart(tiles), _strictly_apart(tiles), companions(tiles)
+    homes: dict[int, list[tuple[int, ...]]] = {}
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
     streamed = {s for block in tiles.blocks for s in _streamed(block.ops)[0]}
     order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
@@ -308,11 +340,14 @@ def place(tiles: TileGraph) -> AllocatedGraph:
         )
         turn = 0 if storage.id in streamed else turn  # few slices, so that results find others
         candidates = [slices for slices in _candidates(chip, storage, turn) if not never & set(slices)]
+        home = homes.setdefault(operand_of[storage.id], []) if storage.id in operand_of else []
+        candidates.sort(key=lambda slices: slices not in home)
         found = _search(slots, storage, candidates, live, busy, one_bank)
         if found is None:
             raise overflow(tiles, storage)
         reuses[storage.id] = slots.take(storage.hemisphere, found, size, live, storage.id)
         places[storage.id] = found
+        home.append(found.slices)
     return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
 
 

@@ -27,6 +27,7 @@ from lpu_jax.lowering.tile_ir import (
     TransposeOp,
     View,
 )
+from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
 
 Label = tuple[str, str]
@@ -69,13 +70,57 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
     columns = [sides[i.refs[:, 0]] for i in op.inputs if isinstance(i, MemoryInput)]
     columns += [sides[o.refs[:, 0]] for o in op.outputs if isinstance(o, MemoryOutput)]
     signature = np.stack(columns, axis=1)
-    if (signature == signature[0]).all():
-        return [*copies, op]
+    kinds = np.unique(signature, axis=0)
+    num_lanes = builder.chip.num_alus // (chain_slots(builder.chip, op) * len(kinds))
     parts = list(copies)
-    for kind in np.unique(signature, axis=0):
+    for kind in kinds:
         vectors = np.nonzero((signature == kind).all(axis=1))[0]
-        parts.append(_select_chain(op, vectors))
+        parts += [_select_chain(op, lane) for lane in side_by_side(op, vectors, num_lanes)]
     return parts
+
+
+def chain_slots(chip: ChipSpec, op: ChainOp) -> int:
+    """ALUs that a chain takes."""
+    return sum(chip.alu_slots(step.function) for step in op.steps)
+
+
+MIN_LANE_VECTORS = 256
+"""Chains of fewer vectors are not cut: the latency of one more part would cost as much as it saves."""
+
+
+def side_by_side(op: ChainOp, vectors: np.ndarray, num_lanes: int) -> list[np.ndarray]:
+    """Cuts the vectors of a chain into at most num_lanes parts that share no storage, so that they can run at once.
+
+    Chains with a matrix product stay whole: every part would load the weights again.
+    """
+    num_lanes = min(num_lanes, len(vectors) // MIN_LANE_VECTORS)
+    if num_lanes < 2 or not all(isinstance(item, MemoryInput) for item in op.inputs):
+        return [vectors]
+    columns = [
+        item.refs[vectors, 0] for item in (*op.inputs, *op.outputs) if isinstance(item, MemoryInput | MemoryOutput)
+    ]
+    pieces, piece_of = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    lane_of_piece, load = np.zeros(len(pieces), np.int64), [0] * num_lanes
+    for group in _connected(pieces):
+        lane = load.index(min(load))
+        lane_of_piece[group] = lane
+        load[lane] += int(np.isin(piece_of, group).sum())
+    lanes = lane_of_piece[piece_of.reshape(-1)]
+    return [vectors[lanes == lane] for lane in range(num_lanes) if load[lane]]
+
+
+def _connected(pieces: np.ndarray) -> list[list[int]]:
+    """Rows of storage numbers that share a storage, directly or through others, in order."""
+    group_of: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for index, storages in enumerate(pieces.tolist()):
+        members = [index]
+        for other in sorted({group_of[s] for s in storages if s in group_of}):
+            members = groups.pop(other) + members
+        groups[index] = members
+        for member in members:
+            group_of.update(dict.fromkeys(pieces[member].tolist(), index))
+    return sorted(sorted(members) for members in groups.values())
 
 
 def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp], ChainOp]:
