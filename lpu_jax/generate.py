@@ -112,7 +112,7 @@ class Result:
                 "cycles": self.prefill_cycles,
                 "microseconds": self.prefill_cycles * 1_000_000 / self.chip.clock_hz,
                 "problem": self.prefill_problem or None,
-                "report": self.prefill.to_dict() if self.prefill else None,
+                "report": self.prefill.to_dict(detail=False) if self.prefill else None,
             },
             "decode": {
                 "cycles_per_token": self.decode.cycles,
@@ -120,7 +120,7 @@ class Result:
                 "tokens_per_second_of_chip_time": self.chip_tokens_per_second,
                 "tokens_per_second_with_pcie": self.tokens_per_second_with_pcie,
                 "bounded_by": self.decode.bounded_by,
-                "report": self.decode.to_dict(),
+                "report": self.decode.to_dict(detail=False),
             },
             "distance_to_fp32": dataclasses.asdict(self.distance),
             "host_seconds_per_token": self.host_seconds_per_token,

@@ -19,7 +19,7 @@ def completion_cycles(program: Program) -> int:
     result leaves on a stream; Permute, Transpose, Distribute until the result leaves; Notify barrier_cycles; NOP and
     Sync 0. A turn in the VXM is not counted: whoever takes the value then comes later by itself.
     """
-    latency = _latencies(program)
+    latency = latencies(program)
     finish = 0
     for block in program.blocks:
         rows = slice(block.row_start, block.row_stop)
@@ -32,8 +32,8 @@ def completion_cycles(program: Program) -> int:
     return finish + program.chip.skew_cycles
 
 
-def _latencies(program: Program) -> IntArray:
-    """Latency of each row, [rows]."""
+def latencies(program: Program) -> IntArray:
+    """Cycles from the issue of each row (or of its last repetition) until it is done, [rows]."""
     chip = program.chip
     table = np.zeros(len(Opcode), np.int64)
     table[[Opcode.READ, Opcode.GATHER]] = chip.mem_read_cycles

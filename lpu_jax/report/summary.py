@@ -1,23 +1,24 @@
-"""`profile` and its `Report`: what one run of a program costs, as numbers, as a table and as JSON."""
+"""`Report`: what one run of a program costs, as numbers; `profile` makes one next to a result."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.table import Table
-
+from lpu_jax.lowering.analysis.dependency_bound import Link
+from lpu_jax.report import printing
+from lpu_jax.report.costs import Costs, measure
+from lpu_jax.report.tree import Node, tree_records
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.transform import LpuFunction, lpu
 
 if TYPE_CHECKING:
-    from lpu_jax.stages import Compiled
+    import pandas
+    from rich.console import Group
 
-_MAX_MAP_ROWS = 12
+    from lpu_jax.stages import Compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,18 @@ class Report:
     Invariants:
       cycles >= max(resource_bound_cycles, dependency_bound_cycles) up to the skew; 0 <= utilization[unit] <= 1
       total_seconds == seconds + pcie_in_seconds + pcie_out_seconds
+      tree.wall_cycles == cycles; every unit's busy_cycles + idle_cycles == cycles
 
     Attributes:
       bounded_by: the resource (or "dependencies") whose bound is the largest.
+      bound_ratio: cycles / the larger bound.
+      bounds: cycles that each resource alone would need, every unit of it busy all the time.
+      dependency_chain: the longest chain of latencies, the links of dependency_bound_cycles.
       utilization: share of the cycles in which a unit works, per kind of unit.
       sram_map: (name, hemisphere, bytes) of what is in SRAM, largest first.
+      model_flops: operations of the function as written, a multiply-accumulate is two.
+      accumulators: how sums are kept.
+      costs: what the program's rows say: blocks, binding chain, units, bytes, MACs, SRAM and all of it over time.
       assumptions: what the figures rest on where nothing is published.
     """
 
@@ -46,6 +54,9 @@ class Report:
     resource_bound_cycles: int
     dependency_bound_cycles: int
     bounded_by: str
+    bound_ratio: float
+    bounds: dict[str, int]
+    dependency_chain: tuple[Link, ...]
     utilization: dict[str, float]
     instructions: int
     sram_used_bytes: int
@@ -55,6 +66,9 @@ class Report:
     pcie_out_bytes: int
     pcie_in_seconds: float
     pcie_out_seconds: float
+    model_flops: int
+    accumulators: str
+    costs: Costs
     assumptions: tuple[str, ...]
 
     @property
@@ -72,59 +86,52 @@ class Report:
         """Time on the chip and on PCIe, one after the other."""
         return self.seconds + self.pcie_in_seconds + self.pcie_out_seconds
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and derived times, ready for JSON."""
-        return {
-            **dataclasses.asdict(self),
-            "microseconds": self.microseconds,
-            "total_seconds": self.total_seconds,
-        }
+    @property
+    def tree(self) -> Node:
+        """Wall and busy cycles by module path and source line."""
+        return self.costs.tree
+
+    def to_dict(self, *, detail: bool = True) -> dict[str, Any]:
+        """All fields and derived times, ready for JSON; without detail only what is a number or a short list."""
+        long = ("costs", "dependency_chain")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in long}
+        found = {**fields, "microseconds": self.microseconds, "total_seconds": self.total_seconds}
+        if detail:
+            found["dependency_chain"] = [dataclasses.asdict(link) for link in self.dependency_chain]
+            found["costs"] = self.costs.to_dict()
+        return found
 
     def to_json(self) -> str:
         """The report as one JSON object."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def records(self) -> list[dict[str, Any]]:
+        """The tree as flat records, parents first: path, depth, wall cycles and their share, busy cycles by kind."""
+        return tree_records(self.tree)
+
+    def to_csv(self) -> str:
+        """The tree as comma-separated text with a header."""
+        return printing.csv_text(self.records())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The tree as a data frame, one row per module or source line.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return printing.data_frame(self.records())
+
     def tables(self) -> Group:
         """The report for a rich console."""
-        return Group(self._summary(), self._sram_table(), "\n".join(f"* {text}" for text in self.assumptions))
+        return printing.tables(self)
 
     def __str__(self) -> str:
         """The tables as plain text."""
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self.tables())
-        return text.getvalue().rstrip()
+        return printing.plain_text(self)
 
-    def _summary(self) -> Table:
-        table = Table(title=f"{self.name} on {self.chip}", show_header=False, title_justify="left")
-        table.add_column("what")
-        table.add_column("value", justify="right")
-        table.add_column("unit")
-        table.add_row("cycles", f"{self.cycles:,}", f"{self.microseconds:,.2f} us at {self.clock_hz / 1e6:,.0f} MHz")
-        table.add_row("resource bound", f"{self.resource_bound_cycles:,}", "cycles")
-        table.add_row("dependency bound", f"{self.dependency_bound_cycles:,}", "cycles")
-        table.add_row("bounded by", self.bounded_by, "")
-        for unit, share in self.utilization.items():
-            table.add_row(f"utilisation {unit}", f"{share:.1%}", "of the cycles")
-        table.add_row("instructions", f"{self.instructions:,}", "repeats counted one by one")
-        table.add_row("SRAM", f"{self.sram_used_bytes:,}", f"of {self.sram_capacity_bytes:,} bytes")
-        for way, size, seconds in (
-            ("PCIe in", self.pcie_in_bytes, self.pcie_in_seconds),
-            ("PCIe out", self.pcie_out_bytes, self.pcie_out_seconds),
-        ):
-            table.add_row(way, f"{size:,}", f"bytes, {seconds * 1e6:,.2f} us, not in the cycles")
-        return table
-
-    def _sram_table(self) -> Table:
-        table = Table(title="SRAM", title_justify="left")
-        table.add_column("what")
-        table.add_column("hemisphere")
-        table.add_column("bytes", justify="right")
-        for name, hemisphere, size in self.sram_map[:_MAX_MAP_ROWS]:
-            table.add_row(name, hemisphere, f"{size:,}")
-        rest = self.sram_map[_MAX_MAP_ROWS:]
-        if rest:
-            table.add_row(f"{len(rest)} more, not all at one time", "", f"{sum(row[2] for row in rest):,}")
-        return table
+    def _repr_html_(self) -> str:
+        """The tables for a notebook."""
+        return printing.html(self)
 
 
 def pcie_seconds(chip: ChipSpec, num_bytes: int) -> float:
@@ -134,7 +141,7 @@ def pcie_seconds(chip: ChipSpec, num_bytes: int) -> float:
 
 def make_report(compiled: Compiled) -> Report:
     """The report of a compiled function."""
-    chip, costs = compiled.traced.options.chip, compiled.compiled_graph.cost_analysis()
+    chip, costs = compiled.traced.options.chip, compiled.compiled_graph.cost_analysis(compiled.traced.moved_bytes())
     memory = compiled.memory_analysis()
     sizes: dict[tuple[str, str], int] = {}
     for name, hemisphere, size, _ in memory.memory_map:
@@ -142,6 +149,8 @@ def make_report(compiled: Compiled) -> Report:
         sizes[key] = sizes.get(key, 0) + size
     received, sent = compiled.traced.moved_bytes()
     utilization: Any = costs["utilization"]
+    bounds: Any = costs["resource_bounds"]
+    tensor_names = [name for name, *_ in memory.memory_map]
     return Report(
         name=compiled.traced.fun_name,
         chip=chip.name,
@@ -150,6 +159,9 @@ def make_report(compiled: Compiled) -> Report:
         resource_bound_cycles=int(costs["resource_bound_cycles"]),  # type: ignore[call-overload]
         dependency_bound_cycles=int(costs["dependency_bound_cycles"]),  # type: ignore[call-overload]
         bounded_by=str(costs["bounded_by"]),
+        bound_ratio=float(costs["bound_ratio"]),  # type: ignore[arg-type]
+        dependency_chain=compiled.compiled_graph.dependency_bound.chain,
+        bounds={unit: int(bound) for unit, bound in bounds.items()},
         utilization={unit: float(share) for unit, share in utilization.items()},
         instructions=compiled.program.num_instructions,
         sram_used_bytes=memory.sram_bytes,
@@ -159,6 +171,9 @@ def make_report(compiled: Compiled) -> Report:
         pcie_out_bytes=sent,
         pcie_in_seconds=pcie_seconds(chip, received),
         pcie_out_seconds=pcie_seconds(chip, sent),
+        model_flops=int(compiled.lowered.cost_analysis()["flops"]),
+        accumulators="exact sums of products, rounded once to fp32 or int32 when they are read",
+        costs=measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names),
         assumptions=(
             *(f"{chip.name}: {text}" for text in chip.assumptions),
             f"clock {chip.clock_hz / 1e6:,.0f} MHz; cost rules where nothing is published: docs/assumptions.md",
