@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -424,6 +425,16 @@ class Compiled(_Stage):
         from lpu_jax.report import make_report
 
         return make_report(self)
+
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the program as a Perfetto trace: every instruction on its queue, see `lpu_jax.trace`.
+
+        Raises:
+          ImportError: the package `perfetto` is not installed.
+        """
+        from lpu_jax.trace import write_trace
+
+        write_trace(self, path)
 
     def _leaves(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         leaves, tree = jax.tree.flatten((args, kwargs))
