@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lpu_jax import chips as chips
+    from lpu_jax import pictures as pictures
     from lpu_jax.arguments import ArgumentMismatchError as ArgumentMismatchError
     from lpu_jax.arguments import DonatedArgumentError as DonatedArgumentError
     from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
@@ -55,12 +56,14 @@ _HOME = {
 }
 """public name: module that defines it"""
 
-__all__ = [*sorted(_HOME), "chips"]
+_MODULES = ("chips", "pictures")
+
+__all__ = [*sorted(_HOME), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "chips":
-        return importlib.import_module("lpu_jax.chips")
+    if name in _MODULES:
+        return importlib.import_module(f"lpu_jax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lpu_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"lpu_jax.{_HOME[name]}"), name)
