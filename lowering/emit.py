@@ -38,8 +38,15 @@ from lpu_jax.runtime.ops import (
 )
 
 Operand = int | Immediate
-DTYPES = ("float32", "float16", "int32", "int8", "bool")
-FLOATS = ("float32", "float16")
+NARROW_FLOATS = {
+    "float16": "to_fp16",
+    "bfloat16": "to_bf16",
+    "float8_e4m3fn": "to_e4m3",
+    "float8_e5m2": "to_e5m2",
+}
+"""Floats narrower than float32, and the VXM functions that round to them."""
+FLOATS = ("float32", *NARROW_FLOATS)
+DTYPES = (*FLOATS, "int32", "int8", "bool")
 MAX_FOLDED_ELEMENTS = 65_536
 """Larger constants of one value are a broadcast, larger constant expressions stay in the program."""
 
@@ -70,7 +77,7 @@ def as_operand(emitter: Emitter, array: np.ndarray) -> Operand:
 
 
 def _same_sign_of_zero(array: np.ndarray) -> bool:
-    signs = np.signbit(array) if array.dtype.kind == "f" else np.zeros(1, bool)
+    signs = np.signbit(array) if str(array.dtype) in FLOATS else np.zeros(1, bool)
     return bool(signs.all() or not signs.any())
 
 
@@ -148,8 +155,9 @@ class Emitter:
             wanted = np.int32 if not is_float or function == "to_float" else wanted
             arrays.append(array.view(wanted))
         result = vxm.apply(np, function, *arrays)
-        if dtype == "float16":
-            return immediate(vxm.to_format(np, result.view(np.float32), DataFormat.FP16)[0], dtype)
+        if dtype in NARROW_FLOATS:
+            rounded = vxm.apply(np, NARROW_FLOATS[dtype], result.view(np.float32))
+            return Immediate(float(rounded[0]), "float32")
         return immediate(result.view(np.float32)[0] if dtype == "float32" else result.view(np.int32)[0], dtype)
 
     def select(self, predicate: Operand, on_true: Operand, on_false: Operand, dtype: str) -> Operand:

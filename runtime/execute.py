@@ -82,6 +82,7 @@ def storage_format(dtype: Any) -> DataFormat:
 
 
 _FORMAT_NAMES = {"float32": "FP32", "float16": "FP16", "int32": "INT32", "int16": "INT16", "int8": "INT8"}
+_FORMAT_NAMES |= {"bfloat16": "BF16", "float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
 
 
 def _working(x: Array) -> Array:
@@ -96,9 +97,9 @@ def _as(x: Array, dtype: Any) -> Array:
 
 def _stored(working: Array, aval: Aval) -> Array:
     """A working value in the result dtype: rounded to fp16, or cut to the low bits of narrow integers."""
-    is_float = aval.dtype in ("float32", "float16")
-    working = _as(working, np.float32 if is_float else np.int32)
-    stored = vxm.to_format(jnp, working, storage_format(aval.dtype))
+    data_format = storage_format(aval.dtype)
+    working = _as(working, np.float32 if data_format.is_float else np.int32)
+    stored = vxm.to_format(jnp, working, data_format)
     return stored.astype(np.bool_) if aval.dtype == "bool" else stored
 
 
@@ -183,27 +184,31 @@ _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
 def _scan(op: Scan, operands: list[Array]) -> list[Array]:
     consts, carry = operands[: op.num_consts], operands[op.num_consts :][: op.num_carry]
     xs = operands[op.num_consts + op.num_carry :]
-    halves = [x.dtype == np.float16 for x in xs]
-    outputs = [op.body.avals[v].dtype == "float16" for v in op.body.outputs[op.num_carry :]]
+    inputs = [x.dtype for x in xs]
+    outputs = [np.dtype(op.body.avals[v].dtype) for v in op.body.outputs[op.num_carry :]]
 
     def step(state: Sequence[Array], slices: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        slices = [_from_bits(x, half) for x, half in zip(slices, halves, strict=True)]
+        slices = [_from_bits(x, dtype) for x, dtype in zip(slices, inputs, strict=True)]
         results = _run(op.body, [*consts, *state, *slices])
         ys = results[op.num_carry :]
-        return results[: op.num_carry], [_to_bits(y, half) for y, half in zip(ys, outputs, strict=True)]
+        return results[: op.num_carry], [_to_bits(y) for y in ys]
 
-    packed = [_to_bits(x, half) for x, half in zip(xs, halves, strict=True)]
+    packed = [_to_bits(x) for x in xs]
     final, ys = lax.scan(step, list(carry), packed, length=op.num_iterations, reverse=op.reverse)
-    return [*final, *(_from_bits(y, half) for y, half in zip(ys, outputs, strict=True))]
+    return [*final, *(_from_bits(y, dtype) for y, dtype in zip(ys, outputs, strict=True))]
 
 
-def _to_bits(x: Array, is_half: bool) -> Array:
-    """float16 travels through loops as integers: XLA on CPU would widen the whole stack otherwise."""
-    return lax.bitcast_convert_type(x, np.uint16) if is_half else x
+_CARRIERS = {"float16": np.uint16, "bfloat16": np.uint16, "float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8}
 
 
-def _from_bits(x: Array, is_half: bool) -> Array:
-    return lax.bitcast_convert_type(x, np.float16) if is_half else x
+def _to_bits(x: Array) -> Array:
+    """Narrow floats travel through loops as integers: XLA on CPU would widen the whole stack otherwise."""
+    carrier = _CARRIERS.get(x.dtype.name)
+    return x if carrier is None else lax.bitcast_convert_type(x, carrier)
+
+
+def _from_bits(x: Array, dtype: Any) -> Array:
+    return lax.bitcast_convert_type(x, dtype) if dtype.name in _CARRIERS else x
 
 
 # Prepared weights -------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ import dataclasses
 import enum
 
 from lpu_jax.runtime.chip import ChipSpec, Direction, Hemisphere
+from lpu_jax.runtime.formats import SCALAR_FORMATS, NumberFormat
 
 
 class DataFormat(enum.IntEnum):
@@ -56,16 +57,33 @@ class DataFormat(enum.IntEnum):
     INT16 = 3
     INT8 = 4
     UINT8 = 5
+    BF16 = 6
+    E4M3 = 7
+    E5M2 = 8
 
     @property
     def num_bytes(self) -> int:
         """Bytes per element: streams of a vector on the move, MEM slices of a vector at rest."""
-        return (4, 4, 2, 2, 1, 1)[self]
+        return (4, 4, 2, 2, 1, 1, 2, 1, 1)[self]
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """What the MXM multiplies: fp32, bf16, fp16, e4m3, e5m2 or int8."""
+        return SCALAR_FORMATS[self.name.lower()]
 
     @property
     def significand_bytes(self) -> int:
-        """Bytes of the significand, which set the MXM cost: 3 for fp32, 2 for fp16, 1 for int8."""
-        return {DataFormat.FP32: 3, DataFormat.FP16: 2, DataFormat.INT8: 1}[self]
+        """Bytes of the significand, which set the MXM cost: 3 for fp32, 2 for fp16, 1 for the others."""
+        return self.number_format.significand_bytes
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the VXM works on these elements as float32; else as int32."""
+        return self in (DataFormat.FP32, DataFormat.FP16, DataFormat.BF16, DataFormat.E4M3, DataFormat.E5M2)
+
+
+PRODUCT_FORMATS = tuple(DataFormat[name.upper()] for name in SCALAR_FORMATS)
+"""Formats that the MXM multiplies, any with any."""
 
 
 class Opcode(enum.IntEnum):
@@ -141,11 +159,13 @@ VXM_FUNCTIONS: tuple[str, ...] = (
     "iadd", "isub", "imul", "imax", "imin", "ineg", "iabs", "isign", "ieq", "ine", "ilt", "ile", "igt", "ige",
     "and", "or", "xor", "not", "shift_left", "shift_right_arithmetic", "shift_right_logical",
     "mask", "mask_bar", "to_int", "to_float", "to_fp16", "is_finite", "log1p", "expm1", "pow", "rem", "idiv", "irem",
+    "to_bf16", "to_e4m3", "to_e5m2",
 )  # fmt: skip
 """VXM functions; a row stores the index. Those that start with `i` and the logic ones work on int32, the others on
 fp32; comparisons give int32 0 or 1. mask(x, m) = x where m != 0 else 0 (any bits), mask_bar the opposite.
-`to_int` rounds towards zero and saturates, `to_float` rounds to nearest even, `to_fp16` rounds an fp32 value to the
-fp16 grid (still held as fp32). runtime/vxm.py gives each one its meaning."""
+`to_int` rounds towards zero and saturates, `to_float` rounds to nearest even, `to_fp16`, `to_bf16`, `to_e4m3` and
+`to_e5m2` round an fp32 value to the grid of that format (still held as fp32). runtime/vxm.py gives each one its
+meaning."""
 
 VXM_FUNCTION_ID = {name: index for index, name in enumerate(VXM_FUNCTIONS)}
 

@@ -1,11 +1,13 @@
 """The whole-tensor operations of the LPU: what a `Graph` is made of and what both executors give a meaning to.
 
 An op is pure data; an `Equation` binds it to operands and results by value id. Dtypes are those of the LPU's working
-set: float32, float16, int32, int8, bool. Meaning, with x, y the operands (NumPy notation):
+set: float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, int32, int8, bool. Meaning, with x, y the operands (NumPy
+notation):
 
   Elementwise(function)       vxm.apply(function, x[, y]) on equal shapes or immediates; then rounded/cast to the
-                              result dtype (float16: to_fp16; bool: 0 or 1). Where an integer or logic function meets a
-                              float, or the other way round, the 32 bits are kept (a float16 counts as its float32)
+                              result dtype (narrow floats: to_fp16, to_bf16, to_e4m3, to_e5m2; bool: 0 or 1). Where an
+                              integer or logic function meets a float, or the other way round, the 32 bits are kept (a
+                              narrow float counts as its float32)
   Reshape()                   row-major reshape to the result's shape
   Transpose(permutation)      np.transpose
   Slice(start, limit, stride) x[start:limit:stride] per axis
@@ -145,6 +147,10 @@ class Scan:
 Op = Elementwise | Move | MatMul | LaneReduce | GatherRows | ScatterRows | Scan
 
 
+_SHORT_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int8": "i8"}
+_SHORT_NAMES |= {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aval:
     """Shape and dtype of a value."""
@@ -153,8 +159,7 @@ class Aval:
     dtype: str
 
     def __str__(self) -> str:
-        short = {"float32": "f32", "float16": "f16", "int32": "i32", "int8": "i8", "bool": "bool"}
-        return f"{short.get(self.dtype, self.dtype)}[{','.join(map(str, self.shape))}]"
+        return f"{_SHORT_NAMES.get(self.dtype, self.dtype)}[{','.join(map(str, self.shape))}]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

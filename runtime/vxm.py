@@ -1,8 +1,8 @@
 """Arithmetic of the VXM: every function of the instruction set, on NumPy arrays or traced JAX arrays, with equal bits.
 
 fp32 functions flush subnormal operands to signed zero, work in float64 and round once, flushing results below 2^-126;
-a NaN result is always 0x7fc00000. neg, abs, identity, mask and mask_bar move bits and flush nothing. JAX callers trace
-inside `jax.enable_x64(True)`.
+a NaN result is always 0x7fc00000. neg, abs, identity, mask and mask_bar move bits and flush nothing; to_bf16 rounds and
+flushes nothing. JAX callers trace inside `jax.enable_x64(True)`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lpu_jax.runtime import casts, formats
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.numerics import (
     CANONICAL_NAN,
@@ -311,6 +312,9 @@ _MOVES: dict[str, Callable[[Any, Array, Array], Array]] = {
     "to_int": lambda xp, x, _: _to_int(xp, x),
     "to_float": lambda xp, x, _: x.astype(np.float32),
     "to_fp16": lambda xp, x, _: canonical_nan(xp, x.astype(np.float16).astype(np.float32)),
+    "to_bf16": lambda xp, x, _: casts.round_to(xp, x, formats.BF16),
+    "to_e4m3": lambda xp, x, _: casts.round_to(xp, x, formats.E4M3),
+    "to_e5m2": lambda xp, x, _: casts.round_to(xp, x, formats.E5M2),
     "is_finite": lambda xp, x, _: ((bitcast(xp, x, np.int32) & 0x7F800000) != 0x7F800000).astype(np.int32),
 }
 """Functions that choose, move or convert."""
@@ -360,7 +364,13 @@ _STORAGE_DTYPES: dict[DataFormat, Any] = {
     DataFormat.INT16: np.int16,
     DataFormat.INT8: np.int8,
     DataFormat.UINT8: np.uint8,
+    DataFormat.BF16: formats.element_dtype(formats.BF16),
+    DataFormat.E4M3: formats.element_dtype(formats.E4M3),
+    DataFormat.E5M2: formats.element_dtype(formats.E5M2),
 }
+
+
+_NARROW_FLOATS = (DataFormat.BF16, DataFormat.E4M3, DataFormat.E5M2)
 
 
 def storage_dtype(data_format: DataFormat) -> Any:
@@ -371,9 +381,11 @@ def storage_dtype(data_format: DataFormat) -> Any:
 def to_format(xp: Any, x: Array, data_format: DataFormat) -> Array:
     """Converts a VXM value to its storage dtype.
 
-    float32 -> FP32 (same bits) or FP16 (nearest even, overflow to infinity, NaN 0x7e00);
-    int32 -> INT32 (same bits) or INT16, INT8, UINT8 (low bits).
+    float32 -> FP32 (same bits) or FP16, BF16, E4M3, E5M2 (nearest even, overflow to infinity or, in E4M3, to NaN;
+    canonical NaN); int32 -> INT32 (same bits) or INT16, INT8, UINT8 (low bits).
     """
+    if data_format in _NARROW_FLOATS:
+        return casts.encode(xp, x, data_format.number_format)
     if data_format is not DataFormat.FP16:
         return x.astype(_STORAGE_DTYPES[data_format])
     with np.errstate(all="ignore"):
@@ -382,9 +394,11 @@ def to_format(xp: Any, x: Array, data_format: DataFormat) -> Array:
 
 
 def from_format(xp: Any, x: Array, data_format: DataFormat) -> Array:
-    """Converts a stored vector to a VXM value: FP16 -> float32 (exact, NaN 0x7fc00000), integers -> int32."""
+    """Converts a stored vector to a VXM value: floats -> float32 (exact, NaN 0x7fc00000), integers -> int32."""
     if data_format is DataFormat.FP32:
         return x
+    if data_format in _NARROW_FLOATS:
+        return casts.decode(xp, x, data_format.number_format)
     if data_format is DataFormat.FP16:
         return canonical_nan(xp, x.astype(np.float32))
     return x.astype(np.int32)

@@ -8,7 +8,7 @@ from lpu_jax.runtime.chip import ChipSpec
 
 FREE_FUNCTIONS = frozenset(("identity", "to_fp16"))
 """Functions that a format of a stream or a view may do instead of an ALU."""
-SIGNIFICAND_BYTES = {"float32": 3, "float16": 2, "int8": 1}
+SIGNIFICAND_BYTES = {"float32": 3, "float16": 2, "int8": 1, "bfloat16": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Significand bytes of dtypes that enter the MXM."""
 
 

@@ -50,6 +50,8 @@ _BY_DTYPE = {
     "int8": Range(-128, 127, True),
     "int32": Range(-(2**31), 2**31 - 1),
     "float16": Range(is_fp16=True),
+    "float8_e4m3fn": Range(-448, 448, True),
+    "float8_e5m2": Range(is_fp16=True),
 }
 _UNIT_FUNCTIONS = {"tanh", "erf", "sin", "cos", "sign"}
 _FLAG_FUNCTIONS = {"eq", "ne", "lt", "le", "gt", "ge", "ieq", "ine", "ilt", "ile", "igt", "ige", "is_finite"}

@@ -44,7 +44,7 @@ def _op_use(tiles: TileGraph, op: TileOp) -> dict[str, int]:
                 per_vector = chip.cycles_per_vector(
                     weight.num_rows, item.lhs_format.significand_bytes, item.rhs_format.significand_bytes
                 )
-                shared = chip.planes_per_tile(item.rhs_format.significand_bytes)
+                shared = chip.planes_per_tile(item.rhs_format.num_bytes)
                 use["mxm"] += per_vector * op.num_vectors * shared
                 use["weight_load"] += weight.num_rows * item.rhs_format.num_bytes
             lhs = len(item.weights) * item.lhs_format.num_bytes * op.num_vectors

@@ -38,7 +38,7 @@ def sum_interval(chip: ChipSpec, product: MatMulInput) -> int:
 
 def _planes(chip: ChipSpec, product: MatMulInput) -> tuple[int, ...]:
     """The planes that a tile takes; it is issued on the first."""
-    shared = chip.planes_per_tile(product.rhs_format.significand_bytes)
+    shared = chip.planes_per_tile(product.rhs_format.num_bytes)
     return tuple(range(shared)) if shared > 1 else (product.plane,)
 
 

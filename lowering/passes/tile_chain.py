@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from lpu_jax.lowering.emit import NARROW_FLOATS
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
@@ -84,10 +85,10 @@ def narrow_steps(function: str, operand_dtypes: list[str], dtype: str) -> list[t
     """Steps that cut a 32-bit result to its narrow dtype, for those who use it without a trip to memory."""
     comparison = function.removeprefix("i") in ("eq", "ne", "lt", "le", "gt", "ge") or function == "is_finite"
     fits = function in _KEEPS_NARROW and all(d in (dtype, "bool") for d in operand_dtypes)
-    if dtype in ("float32", "int32") or comparison or fits or function == "to_fp16":
+    if dtype in ("float32", "int32") or comparison or fits or function == NARROW_FLOATS.get(dtype):
         return []
-    if dtype == "float16":
-        return [("to_fp16", ())]
+    if dtype in NARROW_FLOATS:
+        return [(NARROW_FLOATS[dtype], ())]
     if dtype == "int8":
         by = (Immediate(24, "int32"),)
         return [("shift_left", by), ("shift_right_arithmetic", by)]

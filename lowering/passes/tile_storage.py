@@ -13,10 +13,14 @@ from lpu_jax.lowering.tile_ir import IntArray, Storage, SxmUnit, View, num_rows,
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Aval
+from lpu_jax.runtime.vxm import storage_dtype
 
 FORMATS = {
     "float32": DataFormat.FP32,
     "float16": DataFormat.FP16,
+    "bfloat16": DataFormat.BF16,
+    "float8_e4m3fn": DataFormat.E4M3,
+    "float8_e5m2": DataFormat.E5M2,
     "int32": DataFormat.INT32,
     "int16": DataFormat.INT16,
     "int8": DataFormat.INT8,
@@ -25,14 +29,7 @@ FORMATS = {
 }
 """Storage format of every dtype."""
 
-STORAGE_DTYPES: dict[DataFormat, np.dtype[Any]] = {
-    DataFormat.FP32: np.dtype("float32"),
-    DataFormat.FP16: np.dtype("float16"),
-    DataFormat.INT32: np.dtype("int32"),
-    DataFormat.INT16: np.dtype("int16"),
-    DataFormat.INT8: np.dtype("int8"),
-    DataFormat.UINT8: np.dtype("uint8"),
-}
+STORAGE_DTYPES: dict[DataFormat, np.dtype[Any]] = {form: storage_dtype(form) for form in DataFormat}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
+from lpu_jax.lowering.emit import FLOATS, NARROW_FLOATS, Emitter, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 
 _BINARY = {
@@ -234,7 +234,7 @@ def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | Non
         return zero
     if target in FLOATS:
         function = "identity" if source in FLOATS else "to_float"
-        function = "to_fp16" if target == "float16" and source == "float32" else function
+        function = NARROW_FLOATS[target] if target in NARROW_FLOATS and source in FLOATS else function
         return ctx.elementwise(function, x, dtype=target)
     if target == "int32":
         return ctx.elementwise("to_int" if source in FLOATS else "identity", x, dtype="int32")

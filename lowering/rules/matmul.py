@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from lpu_jax.lowering.analysis.magnitude import Factor, Magnitude
-from lpu_jax.lowering.emit import Operand
+from lpu_jax.lowering.emit import FLOATS, NARROW_FLOATS, Operand
+from lpu_jax.lowering.passes.tile_storage import FORMATS
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
 from lpu_jax.lowering.rules.reductions import fold_axis
@@ -126,10 +127,10 @@ def _enter(ctx: RuleContext, x: int, is_lhs: bool, is_wide: bool) -> Scaled:
     dtype = ctx.aval(x).dtype
     if dtype == "int8":
         return x, DataFormat.INT8, None
-    if dtype == "float16":
-        return x, DataFormat.FP16, None
+    if dtype in NARROW_FLOATS:
+        return x, FORMATS[dtype], None
     if dtype != "float32":
-        raise ctx.unsupported(f"products of {dtype}; convert to float32, float16 or int8")
+        raise ctx.unsupported(f"products of {dtype}; convert to a float type or int8")
     if _is_safe(ctx, x) and (ctx.ranges.of(x).is_fp16 or not is_wide):
         return _narrow(ctx, x), DataFormat.FP16, None
     if is_wide:
@@ -155,7 +156,7 @@ def _check(ctx: RuleContext, precision: Any, preferred: Any, out_sharding: Any) 
             raise ctx.unsupported(f"precision={precision!r}; use DEFAULT, HIGH or HIGHEST")
     dtypes = {aval.dtype for aval in ctx.avals_in}
     target = ctx.avals_out[0].dtype
-    if target not in ("float32", "float16", "int32") or (target == "int32" and dtypes != {"int8"}):
+    if target not in (*FLOATS, "int32") or (target == "int32" and dtypes != {"int8"}):
         raise ctx.unsupported(f"products of {sorted(dtypes)} to {target} (preferred_element_type={preferred})")
 
 

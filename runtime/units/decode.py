@@ -11,8 +11,8 @@ from lpu_jax.runtime.isa import (
     MXM_ACTIVATIONS,
     MXM_RESULTS,
     MXM_WEIGHTS,
+    PRODUCT_FORMATS,
     VXM_FUNCTIONS,
-    DataFormat,
     Opcode,
     OperandKind,
     QueueKind,
@@ -107,7 +107,7 @@ class Decoder(RowTable):
 
     def _mxm(self) -> None:
         chip = self.chip
-        legal = (DataFormat.FP32, DataFormat.FP16, DataFormat.INT8)
+        legal = PRODUCT_FORMATS
         outside = chip.vxm_pass_cycles // 2 + chip.num_mem_columns - 1
         for opcode, offset in ((Opcode.LW, 0), (Opcode.IW, 1), (Opcode.ABC, 2), (Opcode.ACC, 3)):
             rows = self.rows(opcode)

@@ -22,8 +22,6 @@ INTEGER_FUNCTIONS = frozenset((
 ))  # fmt: skip
 """Functions whose operands are int32, or any 32 bits; the others read float32."""
 
-FLOAT_FORMATS = (DataFormat.FP32, DataFormat.FP16)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
@@ -139,7 +137,7 @@ class Alus:
         self.results[op.alu][cycle + op.latency_cycles] = result
         if not op.streams:
             return result, None
-        working = result.bits.view(np.float32 if op.data_format in FLOAT_FORMATS else np.int32)
+        working = result.bits.view(np.float32 if op.data_format.is_float else np.int32)
         return result, to_bytes(vxm.to_format(np, working, op.data_format))
 
     def leave_cycle(self, op: Operation, result: Result, stream: int, cycle: int) -> int:
