@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from lpu_jax.runtime import numerics, vxm
+from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
@@ -35,7 +36,9 @@ from lpu_jax.runtime.ops import (
     Slice,
     Transpose,
 )
+from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
 from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
+from lpu_jax.runtime.wide_sums import exact_sum
 
 Array = Any
 
@@ -113,7 +116,7 @@ def _elementwise(op: Elementwise, operands: list[Array], aval: Aval) -> Array:
 def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
     x = operands[0]
     if op.function == "sum":
-        return numerics.exact_sum(jnp, x)[..., None]
+        return exact_sum(jnp, x)[..., None]
     dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
     working = _as(_working(x), dtype)
     while working.shape[-1] > 1:
@@ -136,8 +139,8 @@ def _matmul(op: MatMul, operands: list[Array], aval: Aval) -> Array:
 
 def _product(op: MatMul, lhs: Array, rhs: Array) -> Array:
     if op.rhs_format is DataFormat.INT8 and rhs.dtype != np.int8:
-        return numerics.exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
-    return numerics.exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
+        return exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
+    return exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -239,4 +242,4 @@ def _is_weight_use(graph: GraphLike, equation: Equation, index: int) -> bool:
 def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Array]:
     """Prepared forms of the given inputs (by value id), computed once at load."""
     with jax.enable_x64(True):
-        return {value: jnp.asarray(numerics.prepare_weights(array)) for value, array in values.items()}
+        return {value: jnp.asarray(prepare_weights(array)) for value, array in values.items()}

@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from lpu_jax.runtime import numerics
 from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.units.refusal import Refusal
 from lpu_jax.runtime.units.vxm import from_bytes, to_bytes
@@ -246,7 +246,7 @@ def _dot(sums: list[Sum]) -> npt.NDArray[np.generic]:
         rows = slice(factor.first, factor.first + factor.count)
         lhs.append(from_bytes(np.stack([term.factor.activation for term in column]), lhs_format)[:, rows])
         rhs.append(from_bytes(tile.data[rows], rhs_format))
-    total: npt.NDArray[np.generic] = numerics.exact_dot(
+    total: npt.NDArray[np.generic] = exact_dot(
         np, np.concatenate(lhs, axis=1), np.concatenate(rhs, axis=0), lhs_format, rhs_format
     )
     return total

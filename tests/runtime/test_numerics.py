@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from lpu_jax.runtime import numerics
+from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
+from lpu_jax.runtime.wide_sums import exact_sum
 
 FP32, FP16, INT8 = DataFormat.FP32, DataFormat.FP16, DataFormat.INT8
 DTYPES = {FP32: np.float32, FP16: np.float16, INT8: np.int8}
@@ -61,7 +64,7 @@ def both(function, *arrays) -> np.ndarray:
 
 def dot(lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
     formats = {np.dtype(dtype): data_format for data_format, dtype in DTYPES.items()}
-    return both(lambda xp, a, b: numerics.exact_dot(xp, a, b, formats[lhs.dtype], formats[rhs.dtype]), lhs, rhs)
+    return both(lambda xp, a, b: exact_dot(xp, a, b, formats[lhs.dtype], formats[rhs.dtype]), lhs, rhs)
 
 
 def random_bits(rng: np.random.Generator, data_format: DataFormat, shape: tuple[int, ...]) -> np.ndarray:
@@ -159,7 +162,7 @@ def test_a_row_alone_equals_the_row_in_a_batch(lhs_format, rhs_format):
     rng = np.random.default_rng(4)
     lhs, rhs = normal(rng, lhs_format, (2, 5, 33)), normal(rng, rhs_format, (2, 33, 4))
     batch = dot(lhs, rhs)
-    alone = numerics.exact_dot(np, lhs[1, 3:4], rhs[1, :, 2:3], lhs_format, rhs_format)
+    alone = exact_dot(np, lhs[1, 3:4], rhs[1, :, 2:3], lhs_format, rhs_format)
     assert alone.view(np.uint32) == batch[1, 3, 2].view(np.uint32)
 
 
@@ -195,13 +198,13 @@ def test_prepared_weights_give_the_bits_of_exact_dot(scale, rows, dtype):
     rng = np.random.default_rng(6)
     weights = rng.integers(-128, 128, (1200, 5)).astype(np.int8)
     lhs = (rng.standard_normal((rows, 1200)) * scale).astype(np.float16)
-    assert numerics.prepare_weights(weights).dtype == np.float32  # float64 for large matrices
-    prepared = numerics.prepare_weights(weights).astype(dtype)
+    assert prepare_weights(weights).dtype == np.float32  # float64 for large matrices
+    prepared = prepare_weights(weights).astype(dtype)
     for special in (None, np.inf, np.nan):
         if special is not None:
             lhs[1, 7] = special
-        expected = numerics.exact_dot(np, lhs, weights, FP16, INT8)
-        result = both(numerics.exact_dot_prepared, lhs, prepared)
+        expected = exact_dot(np, lhs, weights, FP16, INT8)
+        result = both(exact_dot_prepared, lhs, prepared)
         np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
 
 
@@ -209,13 +212,13 @@ def test_prepared_weights_give_the_bits_of_exact_dot(scale, rows, dtype):
 def test_prepared_weights_at_their_longest_and_largest(rows):
     weights = np.full((rows, 2), -128, np.int8)
     weights[:, 1] = np.where(np.arange(rows) % 2, 127, -128)
-    prepared = numerics.prepare_weights(weights)
+    prepared = prepare_weights(weights)
     assert prepared.dtype == (np.float32 if rows <= 2048 else np.float64)
     digits_of_64 = sum(64 * 128**k for k in range(5)) * 2.0**-24  # every digit as large as it gets, and odd ones
     for value in (65504.0, -65504.0, digits_of_64, 2.0**-24, 1.0):
         lhs = np.full((1, rows), value, np.float16)
-        expected = numerics.exact_dot(np, lhs, weights, FP16, INT8)
-        result = both(numerics.exact_dot_prepared, lhs, prepared)
+        expected = exact_dot(np, lhs, weights, FP16, INT8)
+        result = both(exact_dot_prepared, lhs, prepared)
         np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
 
 
@@ -228,15 +231,15 @@ def test_sum_has_the_bits_of_a_dot_with_ones(shape):
     for x in [*arrays, with_special]:
         ones = np.ones((*shape[:-2], shape[-1], 1), np.int8)
         rows = x if x.ndim > 1 else x[None]
-        expected = numerics.exact_dot(np, rows, ones, FP32, INT8)[..., 0].reshape(shape[:-1])
-        result = both(numerics.exact_sum, x)
+        expected = exact_dot(np, rows, ones, FP32, INT8)[..., 0].reshape(shape[:-1])
+        result = both(exact_sum, x)
         np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
 
 
 def test_sum_takes_any_axis():
     x = np.random.default_rng(8).standard_normal((5, 6, 7)).astype(np.float32)
-    expected = numerics.exact_sum(np, np.moveaxis(x, 1, -1))
-    np.testing.assert_array_equal(both(lambda xp, a: numerics.exact_sum(xp, a, axis=1), x), expected)
+    expected = exact_sum(np, np.moveaxis(x, 1, -1))
+    np.testing.assert_array_equal(both(lambda xp, a: exact_sum(xp, a, axis=1), x), expected)
 
 
 def test_rounding_to_fp32_flushes_before_it_rounds():

@@ -1,0 +1,67 @@
+"""Exact products against Python integers: every pair of formats by digits, and the certified levels under XLA."""
+
+import functools
+
+import exact_reference as reference
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpu_jax.runtime import certified_dot
+from lpu_jax.runtime.exact_dot import exact_dot
+from lpu_jax.runtime.isa import PRODUCT_FORMATS, DataFormat
+
+NAMES = [f.name.lower() for f in PRODUCT_FORMATS]
+PAIRS = [(a, b) for a in NAMES for b in NAMES if (a, b) != ("int8", "int8")]
+CERTIFIED = [("fp16", "fp16"), ("fp32", "fp32"), ("bf16", "e5m2"), ("fp16", "int8"), ("e4m3", "e4m3"), ("e4m3", "fp16")]
+SHAPE = (8, 45, 8)
+NUM_PANEL_ROWS = 16
+
+
+def form(name):
+    return DataFormat[name.upper()]
+
+
+def same(result, expected, message=""):
+    np.testing.assert_array_equal(np.asarray(result).view(np.uint32), expected, err_msg=message)
+
+
+@functools.cache
+def certified(lhs_name, rhs_name):
+    def run(a, b):
+        return certified_dot.certified_dot(a, b, form(lhs_name), form(rhs_name), panel_width=NUM_PANEL_ROWS)
+
+    def call(a, b):
+        with jax.enable_x64(True):
+            return np.asarray(jitted(a, b))
+
+    jitted = jax.jit(run)
+    return call
+
+
+@pytest.mark.parametrize(("lhs_name", "rhs_name"), PAIRS)
+def test_digits_against_python_integers(lhs_name, rhs_name):
+    rng = np.random.default_rng(1)
+    for kind, make in reference.KINDS.items():
+        lhs, rhs = make(rng, lhs_name, rhs_name, SHAPE)
+        expected = reference.dot(lhs_name, lhs, rhs_name, rhs)
+        same(exact_dot(np, lhs, rhs, form(lhs_name), form(rhs_name)), expected, kind)
+
+
+@pytest.mark.parametrize(("lhs_name", "rhs_name"), CERTIFIED)
+def test_certified_levels_against_python_integers(lhs_name, rhs_name):
+    rng = np.random.default_rng(2)
+    run = certified(lhs_name, rhs_name)
+    for kind, make in reference.KINDS.items():
+        for _ in range(4):
+            lhs, rhs = make(rng, lhs_name, rhs_name, SHAPE)
+            same(run(lhs, rhs), reference.dot(lhs_name, lhs, rhs_name, rhs), kind)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(reference.KINDS)), st.sampled_from(CERTIFIED[:4]))
+def test_certified_levels_on_drawn_operands(seed, kind, pair):
+    lhs, rhs = reference.KINDS[kind](np.random.default_rng(seed), *pair, SHAPE)
+    same(certified(*pair)(lhs, rhs), reference.dot(pair[0], lhs, pair[1], rhs))
