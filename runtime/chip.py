@@ -133,6 +133,7 @@ class ChipSpec:
     pcie_latency_seconds: float = 10e-6  # F:GF, each way
     pcie_bytes_per_second: float = 24e9  # F:GF, each way
 
+    accumulation: str = "exact"  # or "tile"; Assumption: lossless over all of K, see runtime/accumulation.py
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

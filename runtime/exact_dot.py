@@ -40,7 +40,7 @@ def exact_dot(
     Returns:
       float32 [..., M, N]; int32 for INT8 x INT8 (K <= 131071).
     """
-    left, right = _element_format(lhs_format), _element_format(rhs_format)
+    left, right = element_format(lhs_format), element_format(rhs_format)
     num_products = lhs.shape[-2] * lhs.shape[-1] * rhs.shape[-1]
     is_large = lhs.shape[-2] >= _MIN_CERTIFIED_ROWS and num_products >= _MIN_CERTIFIED_PRODUCTS
     if xp is not np and is_large:
@@ -55,7 +55,7 @@ def exact_dot(
     return conditional(xp, is_special, lambda: with_special(xp, lhs, rhs, result), lambda: result)
 
 
-def _element_format(given: DataFormat | NumberFormat) -> DataFormat:
+def element_format(given: DataFormat | NumberFormat) -> DataFormat:
     """The format of the elements as they are passed."""
     if isinstance(given, NumberFormat):
         return DataFormat.BF16 if given.block_size else DataFormat[given.name.upper()]

@@ -6,6 +6,7 @@ depend on tiling, so working on whole tensors gives the bits that the machine's 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from lpu_jax.runtime import numerics, vxm
-from lpu_jax.runtime.exact_dot import exact_dot
+from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, tile_rows
+from lpu_jax.runtime.chip import GROQCHIP1
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
@@ -43,36 +45,53 @@ from lpu_jax.runtime.wide_sums import exact_sum
 Array = Any
 
 
-def execute(graph: GraphLike, arguments: Sequence[Array]) -> list[Array]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mode:
+    """How sums over K are accumulated (runtime/accumulation.py), and the rows of a plane."""
+
+    accumulation: str = "exact"
+    num_mxm_rows: int = GROQCHIP1.num_mxm_rows
+
+
+EXACT = Mode()
+
+
+def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) -> list[Array]:
     """Evaluates a graph.
 
     Args:
       graph: a verified Graph.
       arguments: one array per input, of its shape and dtype; int8 inputs named by `prepared_inputs` may be given as
         `prepare` made them.
+      mode: how dot products are accumulated.
 
     Returns:
       The results, in the graph's dtypes.
     """
     with jax.enable_x64(True):
-        return _run(graph, [jnp.asarray(argument) for argument in arguments])
+        return _run(graph, [jnp.asarray(argument) for argument in arguments], mode)
 
 
-def _run(graph: GraphLike, arguments: Sequence[Array]) -> list[Array]:
+def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> list[Array]:
     env: dict[int, Array] = dict(zip(graph.inputs, arguments, strict=True))
     env.update((value, jnp.asarray(content)) for value, content in graph.constants)
     for equation in graph.equations:
         operands = [
             jnp.asarray(v.value, dtype=v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands
         ]
-        results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results])
+        results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
         env.update(zip(equation.results, results, strict=True))
     return [env[value] for value in graph.outputs]
 
 
-def _evaluate(equation: Equation, operands: list[Array], avals: list[Aval]) -> list[Array]:
-    if isinstance(equation.op, Scan):
-        return _scan(equation.op, operands)
+def _evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode) -> list[Array]:
+    op = equation.op
+    if isinstance(op, Scan):
+        return _scan(op, operands, mode)
+    if isinstance(op, MatMul):
+        return [_matmul(op, operands, mode)]
+    if isinstance(op, LaneReduce) and op.function == "sum":
+        return [_lane_sum(operands[0], mode)]
     return [_RULES[type(equation.op)](equation.op, operands, avals[0])]
 
 
@@ -115,8 +134,6 @@ def _elementwise(op: Elementwise, operands: list[Array], aval: Aval) -> Array:
 
 def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
     x = operands[0]
-    if op.function == "sum":
-        return exact_sum(jnp, x)[..., None]
     dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
     working = _as(_working(x), dtype)
     while working.shape[-1] > 1:
@@ -127,20 +144,31 @@ def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
     return _stored(working, aval)
 
 
+def _lane_sum(x: Array, mode: Mode) -> Array:
+    """A product with ones, as the MXM makes it."""
+    if mode.accumulation != "tile":
+        return exact_sum(jnp, x)[..., None]
+    step = tile_rows(DataFormat.FP32, DataFormat.INT8, mode.num_mxm_rows)
+    parts = [exact_sum(jnp, x[..., begin : begin + step]) for begin in range(0, x.shape[-1], step)]
+    return add_partial_sums(jnp, parts)[..., None]
+
+
 # Matrix unit ------------------------------------------------------------------------------------------------------
 
 
-def _matmul(op: MatMul, operands: list[Array], aval: Aval) -> Array:
+def _matmul(op: MatMul, operands: list[Array], mode: Mode) -> Array:
     lhs, rhs = operands
     if lhs.shape[0] == 1:  # XLA on CPU is slow at batches of one
-        return _product(op, lhs[0], rhs[0])[None]
-    return _product(op, lhs, rhs)
+        return _product(op, lhs[0], rhs[0], mode)[None]
+    return _product(op, lhs, rhs, mode)
 
 
-def _product(op: MatMul, lhs: Array, rhs: Array) -> Array:
+def _product(op: MatMul, lhs: Array, rhs: Array, mode: Mode) -> Array:
     if op.rhs_format is DataFormat.INT8 and rhs.dtype != np.int8:
-        return exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
-    return exact_dot(jnp, lhs, rhs, op.lhs_format, op.rhs_format)
+        if mode.accumulation == "exact":
+            return exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
+        rhs = rhs.astype(np.int8)
+    return accumulate(jnp, lhs, rhs, op.lhs_format, op.rhs_format, mode.accumulation, mode.num_mxm_rows)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -168,7 +196,6 @@ def _pad(op: Pad, operands: list[Array], aval: Aval) -> Array:
 _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
     Elementwise: _elementwise,
     LaneReduce: _lane_reduce,
-    MatMul: _matmul,
     GatherRows: _gather,
     ScatterRows: _scatter,
     Reshape: lambda op, operands, aval: operands[0].reshape(aval.shape),
@@ -184,7 +211,7 @@ _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
 # Loops ------------------------------------------------------------------------------------------------------------
 
 
-def _scan(op: Scan, operands: list[Array]) -> list[Array]:
+def _scan(op: Scan, operands: list[Array], mode: Mode) -> list[Array]:
     consts, carry = operands[: op.num_consts], operands[op.num_consts :][: op.num_carry]
     xs = operands[op.num_consts + op.num_carry :]
     inputs = [x.dtype for x in xs]
@@ -192,7 +219,7 @@ def _scan(op: Scan, operands: list[Array]) -> list[Array]:
 
     def step(state: Sequence[Array], slices: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         slices = [_from_bits(x, dtype) for x, dtype in zip(slices, inputs, strict=True)]
-        results = _run(op.body, [*consts, *state, *slices])
+        results = _run(op.body, [*consts, *state, *slices], mode)
         ys = results[op.num_carry :]
         return results[: op.num_carry], [_to_bits(y) for y in ys]
 

@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, partial_sums
 from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.units.refusal import Refusal
 from lpu_jax.runtime.units.vxm import from_bytes, to_bytes
@@ -217,7 +217,7 @@ class Planes:
             key = [term.key for term in wanted.terms]
             alike = [each for each in state.pending if [term.key for term in each.terms] == key]
             state.pending = [each for each in state.pending if each not in alike]
-            for each, value in zip(alike, to_bytes(_dot(alike)), strict=True):
+            for each, value in zip(alike, to_bytes(_dot(alike, self.chip)), strict=True):
                 each.value = value
                 each.terms = []
         assert wanted.value is not None
@@ -236,8 +236,8 @@ class Planes:
         return None
 
 
-def _dot(sums: list[Sum]) -> npt.NDArray[np.generic]:
-    """Sums with equal keys, [m, lanes] float32 or int32."""
+def _dot(sums: list[Sum], chip: ChipSpec) -> npt.NDArray[np.generic]:
+    """Sums with equal keys, [m, lanes] float32 or int32; in mode `tile` with a rounding per term, in order."""
     columns = list(zip(*(each.terms for each in sums), strict=True))
     lhs_format, rhs_format = columns[0][0].factor.data_format, columns[0][0].tile.data_format
     lhs, rhs = [], []
@@ -246,7 +246,11 @@ def _dot(sums: list[Sum]) -> npt.NDArray[np.generic]:
         rows = slice(factor.first, factor.first + factor.count)
         lhs.append(from_bytes(np.stack([term.factor.activation for term in column]), lhs_format)[:, rows])
         rhs.append(from_bytes(tile.data[rows], rhs_format))
-    total: npt.NDArray[np.generic] = exact_dot(
-        np, np.concatenate(lhs, axis=1), np.concatenate(rhs, axis=0), lhs_format, rhs_format
-    )
-    return total
+    mode = chip.accumulation
+    if mode == "tile":
+        parts: list[npt.NDArray[np.generic]] = []
+        for a, b in zip(lhs, rhs, strict=True):
+            parts += partial_sums(np, a, b, lhs_format, rhs_format, chip.num_mxm_rows)
+        total: npt.NDArray[np.generic] = add_partial_sums(np, parts)
+        return total
+    return accumulate(np, np.concatenate(lhs, axis=1), np.concatenate(rhs, axis=0), lhs_format, rhs_format, mode)

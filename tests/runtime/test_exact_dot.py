@@ -4,6 +4,7 @@ import functools
 
 import exact_reference as reference
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,3 +66,21 @@ def test_certified_levels_against_python_integers(lhs_name, rhs_name):
 def test_certified_levels_on_drawn_operands(seed, kind, pair):
     lhs, rhs = reference.KINDS[kind](np.random.default_rng(seed), *pair, SHAPE)
     same(certified(*pair)(lhs, rhs), reference.dot(pair[0], lhs, pair[1], rhs))
+
+
+@pytest.mark.parametrize(("lhs_name", "rhs_name"), [("fp16", "fp16"), ("fp32", "fp16"), ("e4m3", "int8")])
+def test_results_depend_on_no_order_batch_slice_or_path(lhs_name, rhs_name):
+    rng = np.random.default_rng(5)
+    lhs, rhs = reference.normal(rng, lhs_name, (64, 700)), reference.normal(rng, rhs_name, (700, 400))
+    order = rng.permutation(700)
+
+    def run(a, b):
+        with jax.enable_x64(True):
+            return np.asarray(jax.jit(lambda a, b: exact_dot(jnp, a, b, form(lhs_name), form(rhs_name)))(a, b))
+
+    whole = run(lhs, rhs).view(np.uint32)  # by the certified levels; the others below by digits or in other panels
+    same(run(lhs[:, order], rhs[order]), whole)
+    same(run(lhs[3:4], rhs), whole[3:4])
+    same(run(lhs, rhs[:, 7:19]), whole[:, 7:19])
+    same(exact_dot(np, lhs[:5], rhs[:, :6], form(lhs_name), form(rhs_name)), whole[:5, :6])
+    same(run(np.stack([lhs, lhs[::-1]]), np.stack([rhs, rhs]))[1], whole[::-1])

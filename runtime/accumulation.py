@@ -1,0 +1,124 @@
+"""How a dot product is accumulated: `exact`, `tile` or `float32`.
+
+exact    the sum over all of K, rounded once (runtime/exact_dot.py)
+tile     one rounding per hardware tile, as first-generation chips are described; the fp32 partial sums are added in
+         ascending order of K as the VXM adds, with subnormals flushed. A tile has as many rows as the planes take
+         in one pass: all of a plane (320) where both operands are a byte wide, else half (160).
+         int8 x int8 has no rounding to make.
+float32  XLA's own float32 product; its order of summation is XLA's, so the machine has no such mode
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lpu_jax.runtime.casts import decode
+from lpu_jax.runtime.chip import GROQCHIP1
+from lpu_jax.runtime.digits import widen
+from lpu_jax.runtime.exact_dot import element_format, exact_dot
+from lpu_jax.runtime.formats import NumberFormat
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.numerics import Array, flush_to_float64, round_to_fp32, total
+
+ACCUMULATIONS = ("exact", "tile", "float32")
+Format = DataFormat | NumberFormat
+
+
+def tile_rows(lhs_format: Format, rhs_format: Format, num_mxm_rows: int) -> int:
+    """Rows of K that are summed before a rounding in mode `tile`."""
+    is_narrow = lhs_format.num_bytes == 1 and rhs_format.num_bytes == 1
+    return num_mxm_rows if is_narrow else num_mxm_rows // 2
+
+
+def accumulate(
+    xp: Any,
+    lhs: Array,
+    rhs: Array,
+    lhs_format: Format,
+    rhs_format: Format,
+    accumulation: str = "exact",
+    num_mxm_rows: int = GROQCHIP1.num_mxm_rows,
+) -> Array:
+    """The matrix product of exact_dot in one of the modes of this module; shapes and dtypes as there."""
+    if accumulation == "exact":
+        return exact_dot(xp, lhs, rhs, lhs_format, rhs_format)
+    if accumulation == "tile":
+        return add_partial_sums(xp, partial_sums(xp, lhs, rhs, lhs_format, rhs_format, num_mxm_rows))
+    if accumulation == "float32":
+        return _float32_dot(xp, lhs, rhs, lhs_format, rhs_format)
+    raise ValueError(f"accumulation={accumulation!r} is unknown; use one of {ACCUMULATIONS}")
+
+
+def partial_sums(
+    xp: Any, lhs: Array, rhs: Array, lhs_format: Format, rhs_format: Format, num_mxm_rows: int
+) -> list[Array]:
+    """The sums of mode `tile` before they are added, in ascending order of K."""
+    step = tile_rows(lhs_format, rhs_format, num_mxm_rows)
+    cuts = [slice(begin, begin + step) for begin in range(0, lhs.shape[-1], step)]
+    return [exact_dot(xp, lhs[..., cut], rhs[..., cut, :], lhs_format, rhs_format) for cut in cuts]
+
+
+def add_partial_sums(xp: Any, parts: list[Array]) -> Array:
+    """Adds the sums of tiles in order: fp32 with one rounding each, int32 exactly."""
+    result = parts[0]
+    for partial_sum in parts[1:]:
+        if result.dtype == np.int32:
+            result = result + partial_sum
+        else:
+            added = total(xp, flush_to_float64(xp, result), flush_to_float64(xp, partial_sum))
+            result = round_to_fp32(xp, added)
+    return result
+
+
+def _float32_dot(xp: Any, lhs: Array, rhs: Array, lhs_format: Format, rhs_format: Format) -> Array:
+    if xp is np:
+        raise ValueError("accumulation='float32' is XLA's order of summation, which the machine does not have")
+    left, right = element_format(lhs_format), element_format(rhs_format)
+    if left is DataFormat.INT8 and right is DataFormat.INT8:
+        return exact_dot(xp, lhs, rhs, left, right)
+    wide = [
+        x.astype(np.float32) if form is DataFormat.INT8 else decode(xp, x, form.number_format)
+        for x, form in ((lhs, left), (rhs, right))
+    ]
+    return jnp.matmul(*wide, precision=lax.Precision.HIGHEST)
+
+
+MAX_ACCUMULATOR_BITS = 100
+"""The published width of the intermediate sums."""
+
+
+def accumulator_bits(lhs: np.ndarray, rhs: np.ndarray, lhs_format: Format, rhs_format: Format) -> int:
+    """Bits of a two's complement accumulator that holds every partial sum of these values, in any order, exactly.
+
+    1 (sign) + bits of K * max |lhs| * max |rhs| in units of the product of the lowest bits in use. More bits than
+    MAX_ACCUMULATOR_BITS are lost in the published accumulator. Infinities and NaN are left out; 1 if all is zero.
+    """
+    sides = [_extent(np.asarray(x), form) for x, form in ((lhs, lhs_format), (rhs, rhs_format))]
+    if None in sides:
+        return 1
+    left, right = sides
+    largest_sum = left * right * lhs.shape[-1]  # type: ignore[operator]
+    return 1 + largest_sum.bit_length()
+
+
+def _extent(x: np.ndarray, given: Format) -> int | None:
+    """The largest magnitude in units of the lowest bit in use; None if all are zero."""
+    wide, _ = widen(np, x, element_format(given))
+    with np.errstate(invalid="ignore"):
+        single = wide.astype(np.float32)
+    bits = single.view(np.int32).reshape(-1) & 0x7FFFFFFF
+    bits = bits[(bits > 0) & (bits < 0x7F800000)].astype(np.int64)
+    if not bits.size:
+        return None
+    position = np.maximum(bits >> 23, 1) - 1
+    significand = (bits & 0x7FFFFF) | np.where(bits >> 23, 0x800000, 0)
+    lowest = significand & -significand
+    exponents = position + np.log2(lowest.astype(np.float64)).astype(np.int64)
+    low = int(exponents.min())
+    top = int(bits.max())
+    magnitude = ((top & 0x7FFFFF) | (0x800000 if top >> 23 else 0)) << (max(top >> 23, 1) - 1)
+    return magnitude >> low
