@@ -34,7 +34,6 @@ _WAY_OUT = {
     "int64": "Pass int32, or leave jax_enable_x64 off.",
     "uint64": "Pass int32.",
     "uint32": "Pass int32 (the LPU has no unsigned 32-bit words).",
-    "bfloat16": "Pass float32 or float16; narrow formats are a property of the storage, not of the argument, so far.",
     "complex64": "Pass real and imaginary parts as two float32 arrays.",
     "complex128": "Pass real and imaginary parts as two float32 arrays.",
 }

@@ -20,7 +20,6 @@ _WAY_OUT = {
     "float64": "Pass float32, for example x.astype(np.float32).",
     "complex64": "Pass real and imaginary parts as two float32 arrays.",
     "complex128": "Pass real and imaginary parts as two float32 arrays.",
-    "bfloat16": "Pass float32 or float16.",
     "uint32": "Pass int32: the LPU has no unsigned 32-bit words. Keys of jax.random are made outside.",
 }
 

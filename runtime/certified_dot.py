@@ -115,7 +115,8 @@ def certified_dot(
     columns = statistics(right, rhs_kind, 0, cuts)
 
     def by_float64() -> Array:
-        return _float64_dot(left, right, lhs_kind, rhs_kind, rows, columns, cuts)
+        result, is_certain = _float64_dot(left, right, (lhs_kind, rhs_kind), rows, columns, cuts)
+        return _repair(result, is_certain, left, right, lhs_kind, rhs_kind)
 
     if not is_short:
         return by_float64()
@@ -178,23 +179,31 @@ def _bf16_dot(lhs: Array, rhs: Array, cuts: list[slice]) -> Array:
 def _float64_dot(
     lhs: Array,
     rhs: Array,
-    lhs_kind: DataFormat,
-    rhs_kind: DataFormat,
+    kinds: tuple[DataFormat, DataFormat],
     rows: Statistics,
     columns: Statistics,
     cuts: list[slice],
-) -> Array:
-    """Levels 1 and 2."""
+) -> tuple[Array, Array]:
+    """Level 1: float32 results, and where they are certainly right."""
     hi, lo = None, None
     for cut in cuts:
-        part = _matmul(to_float64(lhs[:, cut], lhs_kind), to_float64(rhs[cut], rhs_kind), np.float64)
+        part = _matmul(to_float64(lhs[:, cut], kinds[0]), to_float64(rhs[cut], kinds[1]), np.float64)
         if hi is None:
             hi, lo = part, jnp.zeros_like(part)
         else:
             hi, error = _two_sum(hi, part)
             lo = lo + error
-    result, is_certain = _certify(hi, lo, rows, columns, cuts)
-    return _repair(result, is_certain, lhs, rhs, lhs_kind, rhs_kind)
+    return _certify(hi, lo, rows, columns, cuts)
+
+
+def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: DataFormat) -> Array:
+    """Share of the results [M, N] that level 1 leaves to level 2."""
+    left, lhs_kind = widen(jnp, lhs, lhs_format)
+    right, rhs_kind = widen(jnp, rhs, rhs_format)
+    cuts = panels(lhs.shape[1])
+    rows, columns = statistics(left, lhs_kind, 1, cuts), statistics(right, rhs_kind, 0, cuts)
+    _, is_certain = _float64_dot(left, right, (lhs_kind, rhs_kind), rows, columns, cuts)
+    return jnp.mean(~is_certain, dtype=np.float64)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -65,7 +65,6 @@ def test_a_missing_primitive_of_constants_is_computed_while_lowering():
         ("float64", "Pass float32, or leave jax_enable_x64 off"),
         ("int64", "Pass int32"),
         ("complex64", "real and imaginary parts"),
-        ("bfloat16", "Pass float32 or float16"),
         ("uint32", "no unsigned 32-bit words"),
         ("uint8", "Convert it to one of float32"),
         ("int16", "Convert it to one of float32"),

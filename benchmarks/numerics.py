@@ -1,0 +1,106 @@
+"""Exact products against XLA's float32 product: ratios of CPU time in one process, the two programs taking turns.
+
+Operands are N(0, 1). Weights enter as stored: nothing is prepared, but for the last rows (one activation vector).
+
+Usage: python benchmarks/numerics.py [--rows 1024] [--size 4096] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lpu_jax.runtime import casts, formats
+from lpu_jax.runtime.block_floating_point import quantize_blocks
+from lpu_jax.runtime.certified_dot import slow_path_share
+from lpu_jax.runtime.exact_dot import element_format, exact_dot
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
+
+CASES = {
+    ("fp16", "fp16"): "<= 2.5",
+    ("int8", "int8"): "<= 0.6",
+    ("bfp8", "bfp4"): "<= 0.7",
+    ("fp16", "bfp8"): "<= 2.5",
+    ("fp16", "int8"): "-",
+    ("e4m3", "e4m3"): "<= 2.7",
+    ("bf16", "bf16"): "-",
+    ("fp32", "fp32"): "-",
+}
+
+
+def stored(x: np.ndarray, name: str, is_lhs: bool) -> tuple[Any, Any]:
+    """Values in a format, and the format; blocks lie along K."""
+    number_format = formats.parse_format(name)
+    if number_format.block_size:
+        turned = x.T if is_lhs else x
+        values = quantize_blocks(turned, number_format).decode()
+        return np.ascontiguousarray(values.T if is_lhs else values), number_format
+    data_format = DataFormat[name.upper()]
+    if name == "int8":
+        return np.clip(np.rint(x * 32), -127, 127).astype(np.int8), data_format
+    return casts.encode(np, x, number_format), data_format
+
+
+def cpu_seconds(function: Callable[..., Any], *arrays: Any) -> float:
+    start = time.process_time()
+    jax.block_until_ready(function(*arrays))
+    return time.process_time() - start
+
+
+def measure(ours: Callable[..., Any], arrays: Any, plain: Callable[..., Any], plain_arrays: Any, rounds: int) -> Any:
+    """(best ratio of CPU time, milliseconds of ours, of plain, seconds of the first call)."""
+    start = time.perf_counter()
+    jax.block_until_ready(ours(*arrays))
+    first = time.perf_counter() - start
+    cpu_seconds(plain, *plain_arrays)
+    times = [(cpu_seconds(plain, *plain_arrays), cpu_seconds(ours, *arrays)) for _ in range(rounds)]
+    slow, fast = min(b for _, b in times), min(a for a, _ in times)
+    return slow / fast, 1e3 * slow, 1e3 * fast, first
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((options.rows, options.size)).astype(np.float32)
+    b = rng.standard_normal((options.size, options.size)).astype(np.float32)
+    plain = jax.jit(jnp.matmul)
+    table = Table("product", "ratio", "target", "ms", "float32 ms", "first s", "slow path", title="exact / float32")
+    with jax.enable_x64(True):
+        for (lhs_name, rhs_name), target in CASES.items():
+            (lhs, left), (rhs, right) = stored(a, lhs_name, True), stored(b, rhs_name, False)
+            ours = jax.jit(lambda x, y, left=left, right=right: exact_dot(jnp, x, y, left, right))
+            given = jnp.asarray(lhs), jnp.asarray(rhs)
+            ratio, ms, plain_ms, first = measure(ours, given, plain, (jnp.asarray(a), jnp.asarray(b)), options.rounds)
+            share = "-"
+            if lhs_name != "int8" and "bfp" not in lhs_name and lhs_name != "e4m3":
+                elements = element_format(left), element_format(right)
+                share = f"{float(jax.jit(lambda x, y, e=elements: slow_path_share(x, y, *e))(*given)):.1e}"
+            name = f"{lhs_name} x {rhs_name}"
+            table.add_row(name, f"{ratio:.2f}", target, f"{ms:.0f}", f"{plain_ms:.0f}", f"{first:.1f}", share)
+        weights, _ = stored(b, "int8", False)
+        given = jnp.asarray(a[:1].astype(np.float16)), jnp.asarray(prepare_weights(weights))
+        ours = jax.jit(lambda x, w: exact_dot_prepared(jnp, x, w))
+        row = jnp.asarray(a[:1]), jnp.asarray(b)
+        ratio, ms, plain_ms, first = measure(ours, given, plain, row, 4 * options.rounds)
+        table.add_row(
+            "fp16 x int8, one row", f"{ratio:.2f}", "<= 1.3", f"{ms:.1f}", f"{plain_ms:.1f}", f"{first:.1f}", "-"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
