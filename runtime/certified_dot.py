@@ -215,10 +215,12 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _certify(hi: Array, lo: Array, rows: Statistics, columns: Statistics, cuts: list[slice]) -> tuple[Array, Array]:
     """float32 results, and where they are certainly right."""
-    widths = np.array([[cut.stop - cut.start] for cut in cuts], np.float64)
-    is_exact = rows.norm * _largest_ratio(columns) <= 2.0**53 * rows.lowest
-    weighted = jnp.where(is_exact, 0.0, rows.norm * widths * (2.0**-53 * _MARGIN))
-    bound = lax.dot_general(weighted, columns.norm, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+    bound = jnp.zeros_like(hi)
+    for p, cut in enumerate(cuts):
+        row_units, column_units = rows.norm[p] / rows.lowest[p], columns.norm[p] / columns.lowest[p]
+        weighted = rows.norm[p] * ((cut.stop - cut.start) * 2.0**-53 * _MARGIN)
+        is_exact = row_units[:, None] * column_units[None, :] <= 2.0**53
+        bound = bound + jnp.where(is_exact, 0.0, weighted[:, None] * columns.norm[p][None, :])
     row_length, column_length = _length(rows)[:, None], _length(columns)[None, :]
     row_lowest, column_lowest = jnp.min(rows.lowest, axis=0)[:, None], jnp.min(columns.lowest, axis=0)[None, :]
     bound = bound * _MARGIN + jnp.abs(hi) * 2.0**-51 + (row_length * 2.0**-90) * column_length
