@@ -102,7 +102,7 @@ def accumulator_bits(lhs: np.ndarray, rhs: np.ndarray, lhs_format: Format, rhs_f
         return 1
     left, right = sides
     largest_sum = left * right * lhs.shape[-1]  # type: ignore[operator]
-    return 1 + largest_sum.bit_length()
+    return int(1 + largest_sum.bit_length())
 
 
 def _extent(x: np.ndarray, given: Format) -> int | None:

@@ -128,4 +128,5 @@ def parse_format(name: str) -> NumberFormat:
 
 def element_dtype(number_format: NumberFormat) -> np.dtype[Any]:
     """Dtype of stored elements; of BFP that of decoded ones, bf16, which holds every BFP value exactly."""
-    return np.dtype(_DTYPES["bf16" if number_format.block_size else number_format.name])
+    dtype: np.dtype[Any] = np.dtype(_DTYPES["bf16" if number_format.block_size else number_format.name])
+    return dtype

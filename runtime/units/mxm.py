@@ -246,11 +246,12 @@ def _dot(sums: list[Sum], chip: ChipSpec) -> npt.NDArray[np.generic]:
         rows = slice(factor.first, factor.first + factor.count)
         lhs.append(from_bytes(np.stack([term.factor.activation for term in column]), lhs_format)[:, rows])
         rhs.append(from_bytes(tile.data[rows], rhs_format))
-    mode = chip.accumulation
-    if mode == "tile":
-        parts: list[npt.NDArray[np.generic]] = []
+    parts: list[npt.NDArray[np.generic]] = []
+    if chip.accumulation == "tile":
         for a, b in zip(lhs, rhs, strict=True):
             parts += partial_sums(np, a, b, lhs_format, rhs_format, chip.num_mxm_rows)
-        total: npt.NDArray[np.generic] = add_partial_sums(np, parts)
-        return total
-    return accumulate(np, np.concatenate(lhs, axis=1), np.concatenate(rhs, axis=0), lhs_format, rhs_format, mode)
+    else:
+        whole = np.concatenate(lhs, axis=1), np.concatenate(rhs, axis=0)
+        parts = [accumulate(np, *whole, lhs_format, rhs_format, chip.accumulation)]
+    total: npt.NDArray[np.generic] = add_partial_sums(np, parts)
+    return total
