@@ -99,9 +99,9 @@ def _crossing(body: GraphLike, early: dict[int, Equation], leaves: Collection[in
         if value not in needed:
             continue
         ancestors = _ancestors(body, [value])
-        sources = {v for a in ancestors for v in early[a].operands if v in leaves}
+        sources = {v for a in ancestors for v in early[a].operands if isinstance(v, int) and v in leaves}
         is_computed = any(not isinstance(early[a].op, Move) for a in ancestors)
-        is_small = _num_bytes(body.avals[value]) <= sum(_num_bytes(body.avals[v]) for v in sources)  # type: ignore[index]
+        is_small = _num_bytes(body.avals[value]) <= sum(_num_bytes(body.avals[v]) for v in sources)
         if is_computed and is_small and not isinstance(equation.op, Broadcast):
             wanted.append(value)
         else:

@@ -189,7 +189,7 @@ class _Interpreter:
         for v, value, stays, bounds in zip(inner.invars, known, is_resident, ranges, strict=True):
             arguments.append(_input(emitter, _aval(v), stays) if value is None else value)
             if value is None and bounds != ANYTHING:
-                emitter.ranges.set(arguments[-1], bounds)  # type: ignore[arg-type]
+                emitter.ranges.set(arguments[-1], bounds)
         results = self.run(emitter, ctx.depth + 1, inner, consts, arguments)
         outputs = [_output(emitter, r, v.aval) for r, v in zip(results, inner.outvars, strict=True)]
         return remove_dead_equations(emitter.builder.build(tuple(outputs)))

@@ -109,14 +109,15 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
 def _largest(ctx: RuleContext, factor: Factor) -> Operand:
     """max |value|, or the largest norm of its columns; [1, 1, 1], computed when resident arguments are loaded."""
     aval = ctx.aval(factor.value)
-    wide = convert(ctx, factor.value, aval.dtype, "float32")
+    wide: int = convert(ctx, factor.value, aval.dtype, "float32")  # type: ignore[assignment]
     if factor.is_norm:
 
         def add(a: int, b: int) -> int:
             return ctx.elementwise("add", a, b)  # type: ignore[return-value]
 
-        squares = ctx.elementwise("mul", wide, wide)
-        wide = ctx.elementwise("sqrt", fold_axis(ctx, squares, len(aval.shape) - 2, add))  # type: ignore[arg-type]
+        squares: int = ctx.elementwise("mul", wide, wide)  # type: ignore[assignment]
+        total = fold_axis(ctx, squares, len(aval.shape) - 2, add)
+        wide = ctx.elementwise("sqrt", total)  # type: ignore[assignment]
     size = math.prod(ctx.aval(wide).shape)
     flat = ctx.reshape(ctx.elementwise("abs", wide), (1, 1, size))
     return ctx.lane_reduce("max", flat) if size > 1 else flat  # type: ignore[arg-type]
