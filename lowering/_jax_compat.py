@@ -38,6 +38,23 @@ def is_extended_dtype(dtype: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.dtypes.extended))
 
 
+def is_key(atom: Any) -> bool:
+    """Whether an operand or result of an equation is typed random keys."""
+    return hasattr(atom.aval, "dtype") and is_extended_dtype(atom.aval.dtype)
+
+
+def key_shape(dtype: Any) -> tuple[int, ...]:
+    """Shape of the words (uint32) of one typed random key."""
+    shape: tuple[int, ...] = dtype._impl.key_shape
+    return shape
+
+
+def key_words(keys: Any) -> Any:
+    """The words of an array of typed random keys."""
+    with jax.ensure_compile_time_eval():
+        return jax.random.key_data(keys)
+
+
 def source_line(eqn: Any) -> str:
     """The user's file, line and function, e.g. `model.py:61 (block)`; empty if unknown."""
     text = str(source_info_util.summarize(eqn.source_info))
@@ -81,3 +98,8 @@ def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
             arrays = [*subfunctions, *arrays]
         results = eqn.primitive.bind(*arrays, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
+    """An open jaxpr and its constants as a function."""
+    return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))

@@ -47,6 +47,10 @@ NARROW_FLOATS = {
 """Floats narrower than float32, and the VXM functions that round to them."""
 FLOATS = ("float32", *NARROW_FLOATS)
 DTYPES = (*FLOATS, "int32", "int8", "bool")
+CARRIED = {"uint32": "int32", "uint16": "int32", "int16": "int32", "uint8": "int32"}
+"""Integer dtypes of JAX that a graph holds as int32: the same number, or the same bits for uint32."""
+TRACED_DTYPES = (*DTYPES, *CARRIED)
+"""Dtypes that arguments, results and equations may have."""
 MAX_FOLDED_ELEMENTS = 65_536
 """Larger constants of one value are a broadcast, larger constant expressions stay in the program."""
 
@@ -59,15 +63,26 @@ _INT_FUNCTIONS = frozenset(
 )  # fmt: skip
 
 
+def held(aval: Aval) -> Aval:
+    """The aval with which a graph holds a value of a traced dtype."""
+    return Aval(aval.shape, CARRIED.get(aval.dtype, aval.dtype))
+
+
 def immediate(value: object, dtype: str) -> Immediate:
     """The immediate that stands for a scalar of a graph dtype."""
     if dtype in FLOATS:
         return Immediate(float(np.asarray(value, dtype)), "float32")
-    return Immediate(int(np.asarray(value, np.int32)), "int32")
+    return Immediate(int(np.asarray(value).astype(np.int64).astype(np.int32)), "int32")
+
+
+def as_graph_array(array: np.ndarray) -> np.ndarray:
+    """A known array in the dtype in which a graph holds it."""
+    return array.astype(CARRIED[str(array.dtype)]) if str(array.dtype) in CARRIED else array
 
 
 def as_operand(emitter: Emitter, array: np.ndarray) -> Operand:
     """A known array as an operand: an immediate if it holds one value, else a constant of the graph."""
+    array = as_graph_array(array)
     if array.size:
         flat_first = array[(0,) * array.ndim]
         is_uniform = all(s == 0 or n == 1 for s, n in zip(array.strides, array.shape, strict=True))
@@ -119,6 +134,7 @@ class Emitter:
         """The id of an operand; an immediate becomes a constant of this aval."""
         if not isinstance(operand, Immediate):
             return operand
+        aval = held(aval)
         scalar = np.array(operand.value, aval.dtype)
         if math.prod(aval.shape) <= MAX_FOLDED_ELEMENTS:
             return self.constant(np.full(aval.shape, scalar))
@@ -136,6 +152,7 @@ class Emitter:
             default = self.aval(operands[0]).dtype if function in ("mask", "mask_bar") else "float32"
             default = "int32" if function in _INT_FUNCTIONS else default
             dtype = "bool" if function in _FLAG_FUNCTIONS else default
+        dtype = CARRIED.get(dtype, dtype)
         if all(isinstance(x, Immediate) for x in operands):
             return self._evaluate(function, operands, dtype)
         rest = [x for x in operands if not isinstance(x, Immediate)]
@@ -162,6 +179,7 @@ class Emitter:
 
     def select(self, predicate: Operand, on_true: Operand, on_false: Operand, dtype: str) -> Operand:
         """on_true where the predicate holds, else on_false; bits are kept."""
+        dtype = CARRIED.get(dtype, dtype)
         if isinstance(predicate, Immediate):
             return on_true if predicate.value else on_false
         if on_true == on_false and not isinstance(on_true, Immediate):

@@ -9,23 +9,39 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.magnitude import MagnitudeAnalysis
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, RangeAnalysis
-from lpu_jax.lowering.emit import DTYPES, MAX_FOLDED_ELEMENTS, Emitter, as_operand
+from lpu_jax.lowering.emit import MAX_FOLDED_ELEMENTS, TRACED_DTYPES, Emitter, Operand, as_operand, held
 from lpu_jax.lowering.ir import Graph, GraphBuilder
 from lpu_jax.lowering.missing import is_foldable_size, live_equations, raise_if_missing
 from lpu_jax.lowering.prune import remove_dead_equations
 from lpu_jax.lowering.registry import RuleContext, Value, find_rule
+from lpu_jax.lowering.rules.random_bits import KEY_MOVES, moved_keys
 from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveError
 from lpu_jax.runtime.ops import Aval, Immediate
 
-for _family in ("control", "elementwise", "indexing", "matmul", "moves", "reductions"):
+_FAMILIES = (
+    "control",
+    "convolution",
+    "cumulative",
+    "elementwise",
+    "functions",
+    "indexing",
+    "matmul",
+    "moves",
+    "random_bits",
+    "reductions",
+    "sorting",
+    "windows",
+)
+for _family in _FAMILIES:
     importlib.import_module(f"lpu_jax.lowering.rules.{_family}")
 
 PRECISIONS = ("truepoint", "highest")
@@ -33,7 +49,6 @@ _WAY_OUT = {
     "float64": "Pass float32, or leave jax_enable_x64 off.",
     "int64": "Pass int32, or leave jax_enable_x64 off.",
     "uint64": "Pass int32.",
-    "uint32": "Pass int32 (the LPU has no unsigned 32-bit words).",
     "complex64": "Pass real and imaginary parts as two float32 arrays.",
     "complex128": "Pass real and imaginary parts as two float32 arrays.",
 }
@@ -82,14 +97,14 @@ def _input(emitter: Emitter, aval: Aval, is_resident: bool) -> int:
 
 
 def _output(emitter: Emitter, value: Value, aval: Any) -> int:
-    return emitter.value(to_operand(emitter, value), Aval(tuple(aval.shape), str(aval.dtype)))
+    return emitter.value(to_operand(emitter, value), _aval_of(aval))
 
 
 def _input_aval(jaxpr: Any, index: int) -> Aval:
     aval = jaxpr.invars[index].aval
     dtype, name = str(aval.dtype), compat.argument_name(jaxpr, index)
-    if dtype not in DTYPES:
-        way_out = _WAY_OUT.get(dtype, f"Convert it to one of {', '.join(DTYPES)}.")
+    if dtype not in TRACED_DTYPES:
+        way_out = _WAY_OUT.get(dtype, f"Convert it to one of {', '.join(TRACED_DTYPES)}.")
         raise UnsupportedInputError(
             f"{name} has dtype {dtype}{list(aval.shape)}, which the LPU does not have. {way_out}"
         )
@@ -97,17 +112,17 @@ def _input_aval(jaxpr: Any, index: int) -> Aval:
         raise UnsupportedInputError(
             f"{name} has the dynamic shape {aval.shape}; the LPU needs sizes known at compile time."
         )
-    return Aval(tuple(aval.shape), dtype)
+    return held(Aval(tuple(aval.shape), dtype))
 
 
 def to_operand(emitter: Emitter, value: Value) -> int | Immediate:
     """The operand of a value of the interpreter."""
     if isinstance(value, int):
         return value
-    if not isinstance(value, np.ndarray) or str(value.dtype) not in DTYPES:
+    if not isinstance(value, np.ndarray) or str(value.dtype) not in TRACED_DTYPES:
         raise UnsupportedInputError(
             f"a constant has dtype {value.dtype}{list(value.shape)}, which the LPU does not have. "
-            f"Convert it to one of {', '.join(DTYPES)}."
+            f"Convert it to one of {', '.join(TRACED_DTYPES)}."
         )
     return as_operand(emitter, value)
 
@@ -117,6 +132,8 @@ class _Interpreter:
     """The read/write/env loop."""
 
     precision: str
+    source: str = ""
+    name: str = ""
 
     def run(
         self, emitter: Emitter, depth: int, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]
@@ -143,6 +160,10 @@ class _Interpreter:
         ctx = self._context(emitter, depth, eqn)
         if registration is None:
             raise ctx.unsupported("it depends on constants that could not be evaluated")
+        if eqn.primitive.name in KEY_MOVES and any(map(compat.is_key, (*eqn.invars, *eqn.outvars))):
+            operands = [to_operand(emitter, value) for value in values]
+            moved = moved_keys(ctx, eqn, operands)
+            return [_to_value(r, aval) for r, aval in zip(moved, ctx.avals_out, strict=True)]
         if unknown := registration.unknown_parameters(eqn.params):
             raise ctx.unsupported(f"its rule does not know the parameters {unknown} of this JAX version")
         ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
@@ -163,8 +184,8 @@ class _Interpreter:
             avals_in=tuple(_aval(v) for v in eqn.invars),
             avals_out=tuple(_aval(v) for v in eqn.outvars),
             precision=self.precision,
-            source=compat.source_line(eqn),
-            name=compat.name_stack(eqn),
+            source=self.source or compat.source_line(eqn),
+            name=self.name or compat.name_stack(eqn),
             depth=depth,
             interpreter=self,
         )
@@ -187,21 +208,43 @@ class _Interpreter:
         emitter = _new_emitter()
         arguments: list[Value] = []
         for v, value, stays, bounds in zip(inner.invars, known, is_resident, ranges, strict=True):
-            arguments.append(_input(emitter, _aval(v), stays) if value is None else value)
+            arguments.append(_input(emitter, _graph_aval(v), stays) if value is None else value)
             if value is None and bounds != ANYTHING:
                 emitter.ranges.set(arguments[-1], bounds)
         results = self.run(emitter, ctx.depth + 1, inner, consts, arguments)
         outputs = [_output(emitter, r, v.aval) for r, v in zip(results, inner.outvars, strict=True)]
         return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 
+    def rewrite(
+        self, ctx: RuleContext, fun: Callable[..., Any], operands: Sequence[Operand], avals: Sequence[Aval]
+    ) -> list[Operand]:
+        """Traces a function of simpler primitives and appends its equations, which keep the user's line and scope."""
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        values = [_to_value(x, aval) for x, aval in zip(operands, avals, strict=True)]
+        inner, consts = compat.open_jaxpr(jax.make_jaxpr(fun)(*shapes))
+        interpreter = dataclasses.replace(self, source=ctx.source, name=ctx.name)
+        results = interpreter.run(ctx, ctx.depth, inner, consts, values)
+        return [to_operand(ctx, value) for value in results]
+
 
 def _aval(atom: Any) -> Aval:
-    return Aval(tuple(getattr(atom.aval, "shape", ())), str(getattr(atom.aval, "dtype", "token")))
+    return _aval_of(atom.aval)
+
+
+def _aval_of(aval: Any) -> Aval:
+    """A random key is its words."""
+    if compat.is_extended_dtype(getattr(aval, "dtype", np.float32)):
+        return Aval((*aval.shape, *compat.key_shape(aval.dtype)), "uint32")
+    return Aval(tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", "token")))
+
+
+def _graph_aval(atom: Any) -> Aval:
+    return held(_aval(atom))
 
 
 def _known(content: Any, aval: Any) -> Value:
     if compat.is_extended_dtype(aval.dtype):
-        return content
+        return np.asarray(compat.key_words(content))
     return np.asarray(content, dtype=aval.dtype)
 
 
@@ -213,16 +256,18 @@ def _to_value(result: Any, aval: Aval) -> Value:
 
 def _check_results(ctx: RuleContext) -> None:
     for aval in ctx.avals_out:
-        if aval.dtype not in DTYPES:
+        if aval.dtype not in TRACED_DTYPES:
             raise UnsupportedInputError(
                 f"{ctx.primitive} at {ctx.source or 'an unknown line'} makes {aval.dtype}{list(aval.shape)}, which the "
-                f"LPU does not have. {_WAY_OUT.get(aval.dtype, '')} Graph dtypes are {', '.join(DTYPES)}."
+                f"LPU does not have. {_WAY_OUT.get(aval.dtype, '')} Graph dtypes are {', '.join(TRACED_DTYPES)}."
             )
 
 
 def _fold(eqn: Any, values: list[Value]) -> list[Value] | None:
     """Results of an equation whose operands are known and small, None if it must run on the LPU."""
     if any(isinstance(value, int) for value in values) or eqn.effects:
+        return None
+    if any(map(compat.is_key, (*eqn.invars, *eqn.outvars))):
         return None
     if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1 and values[0].size == 1:
         return [np.broadcast_to(values[0].reshape(()), eqn.params["shape"])]

@@ -42,6 +42,11 @@ class Interpreter(Protocol):
     ) -> Graph:
         """A graph of its own; operands whose content is known are not arguments of it. ranges: of every operand."""
 
+    def rewrite(
+        self, ctx: RuleContext, fun: Callable[..., Any], operands: Sequence[Operand], avals: Sequence[Aval]
+    ) -> list[Operand]:
+        """Traces a function of simpler primitives on operands of these avals and appends its equations."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RuleContext(Emitter):
@@ -68,6 +73,10 @@ class RuleContext(Emitter):
     def values(self, operands: Sequence[Operand]) -> list[int]:
         """Ids of all operands of the equation, constants included."""
         return [self.value(x, aval) for x, aval in zip(operands, self.avals_in, strict=True)]
+
+    def rewrite(self, fun: Callable[..., Any], *operands: Operand, avals: Sequence[Aval] = ()) -> list[Operand]:
+        """The equation as a JAX function of primitives that have rules; `avals` default to those of the equation."""
+        return self.interpreter.rewrite(self, fun, operands, avals or self.avals_in)
 
     def unsupported(self, reason: str) -> UnsupportedPrimitiveError:
         """The error for an equation that has a rule but not for these parameters or shapes."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpu_jax.lowering.emit import DTYPES
+from lpu_jax.lowering.emit import TRACED_DTYPES
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import LpuError, UnsupportedInputError
 
@@ -20,7 +20,6 @@ _WAY_OUT = {
     "float64": "Pass float32, for example x.astype(np.float32).",
     "complex64": "Pass real and imaginary parts as two float32 arrays.",
     "complex128": "Pass real and imaginary parts as two float32 arrays.",
-    "uint32": "Pass int32: the LPU has no unsigned 32-bit words. Keys of jax.random are made outside.",
 }
 
 Aval = jax.ShapeDtypeStruct
@@ -205,7 +204,7 @@ def _named_key(leaf: Any, name: str) -> AvalKey:
 
 
 def _refused(dtype: Any, shape: Sequence[Any]) -> UnsupportedInputError:
-    way_out = _WAY_OUT.get(str(dtype), f"Convert it to one of {', '.join(DTYPES)}.")
+    way_out = _WAY_OUT.get(str(dtype), f"Convert it to one of {', '.join(TRACED_DTYPES)}.")
     size = ",".join(map(str, shape))
     return UnsupportedInputError(f"{dtype}[{size}] is a dtype that the LPU does not have. {way_out}")
 
@@ -213,7 +212,7 @@ def _refused(dtype: Any, shape: Sequence[Any]) -> UnsupportedInputError:
 def check_avals(keys: Sequence[AvalKey], roles: Sequence[Leaf]) -> None:
     """Raises UnsupportedInputError for an argument that no program can take."""
     for (shape, dtype, _), role in zip(keys, roles, strict=True):
-        if str(dtype) not in DTYPES:
+        if str(dtype) not in TRACED_DTYPES:
             raise UnsupportedInputError(f"argument {role.name}: {_refused(dtype, shape)}")
         if not all(isinstance(n, int) for n in shape):
             raise UnsupportedInputError(

@@ -69,7 +69,13 @@ def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) ->
       The results, in the graph's dtypes.
     """
     with jax.enable_x64(True):
-        return _run(graph, [jnp.asarray(argument) for argument in arguments], mode)
+        return _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+
+
+def _as_held(argument: Array) -> Array:
+    """Unsigned and 16-bit integers are held as int32: the same number, or the same bits for uint32."""
+    is_held = argument.dtype in (np.uint32, np.uint16, np.int16, np.uint8)
+    return argument.astype(np.int32) if is_held else argument
 
 
 def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> list[Array]:

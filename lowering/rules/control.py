@@ -9,7 +9,7 @@ import numpy as np
 
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
-from lpu_jax.lowering.emit import as_operand
+from lpu_jax.lowering.emit import as_operand, held
 from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
 from lpu_jax.runtime.ops import Aval, Immediate, Scan
 
@@ -74,7 +74,7 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
         reverse=reverse,
     )
     ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
-    results = ctx.builder.add(op, tuple(operands), *ctx.avals_out)
+    results = ctx.builder.add(op, tuple(operands), *map(held, ctx.avals_out))
     for result, aval in zip(results, ctx.avals_out, strict=True):
         ctx.ranges.set_by_dtype(result, aval)
     return results

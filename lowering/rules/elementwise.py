@@ -10,6 +10,15 @@ import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, NARROW_FLOATS, Emitter, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.integers import (
+    WIDTHS,
+    cut,
+    float_to_unsigned,
+    ordered,
+    sign_extended,
+    unsigned_quotient,
+    unsigned_to_float,
+)
 
 _BINARY = {
     "add": ("add", "iadd"),
@@ -35,22 +44,38 @@ _SHIFTS = ("shift_left", "shift_right_arithmetic", "shift_right_logical")
 
 
 def _function_for(ctx: RuleContext, functions: tuple[str | None, str | None], dtype: str) -> str:
-    """The function of a dtype; bool counts as int32, int8 arithmetic is not there (it would have to wrap at 8 bits)."""
+    """The function of a dtype; bool counts as int32."""
     function = functions[0] if dtype in FLOATS else functions[1]
-    if function is None or dtype == "int8":
+    if function is None:
         raise ctx.unsupported(f"no VXM function for {dtype}; convert to float32 or int32 first")
     return function
 
 
 def _binary(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
-    function = _function_for(ctx, _BINARY[ctx.primitive], dtype)
-    return [ctx.elementwise(function, x, y, dtype=dtype)]
+    return [_arithmetic(ctx, _function_for(ctx, _BINARY[ctx.primitive], dtype), x, y, dtype)]
+
+
+def _arithmetic(ctx: RuleContext, function: str, x: Operand, y: Operand, dtype: str) -> Operand:
+    """A function of two numbers of one dtype; integers wrap at their width."""
+    if dtype in ("bool", *FLOATS) or (WIDTHS[dtype] == 32 and dtype == "int32"):
+        return ctx.elementwise(function, x, y, dtype=dtype)
+    if dtype == "uint32" and function in ("imax", "imin"):
+        return ordered(ctx, ctx.elementwise(function, ordered(ctx, x, dtype), ordered(ctx, y, dtype)), dtype)
+    if dtype == "uint32" and function in ("idiv", "irem"):
+        quotient = unsigned_quotient(ctx, x, y)
+        product = ctx.elementwise("imul", quotient, y)
+        return quotient if function == "idiv" else ctx.elementwise("isub", x, product)
+    return cut(ctx, ctx.elementwise(function, x, y), dtype)
 
 
 def _unary(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
-    return [ctx.elementwise(_function_for(ctx, _UNARY[ctx.primitive], dtype), x, dtype=dtype)]
+    function = _function_for(ctx, _UNARY[ctx.primitive], dtype)
+    if dtype.startswith("u") and function in ("iabs", "isign"):
+        return [x if function == "iabs" else ctx.elementwise("ine", x, _ZERO_INT, dtype=dtype)]
+    result = ctx.elementwise(function, x, dtype=dtype if dtype in FLOATS else "int32")
+    return [result if dtype in FLOATS else cut(ctx, result, dtype)]
 
 
 def _unary_with_accuracy(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
@@ -59,7 +84,10 @@ def _unary_with_accuracy(ctx: RuleContext, x: Operand, *, accuracy: Any = None) 
 
 
 def _comparison(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
-    prefix = "" if ctx.avals_in[0].dtype in FLOATS else "i"
+    dtype = ctx.avals_in[0].dtype
+    prefix = "" if dtype in FLOATS else "i"
+    if dtype == "uint32" and ctx.primitive not in ("eq", "ne"):
+        x, y = ordered(ctx, x, dtype), ordered(ctx, y, dtype)
     return [ctx.elementwise(prefix + ctx.primitive, x, y)]
 
 
@@ -68,9 +96,14 @@ def _logic(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
 
 
 def _shift(ctx: RuleContext, x: Operand, amount: Operand) -> Sequence[Operand]:
-    if ctx.avals_in[0].dtype != "int32":
-        raise ctx.unsupported(f"shifts work on int32, not {ctx.avals_in[0].dtype}")
-    return [ctx.elementwise(ctx.primitive, x, amount)]
+    """The amount is unsigned; the width and more leave zeros, or copies of the sign for the arithmetic shift."""
+    dtype = ctx.avals_in[0].dtype
+    width = WIDTHS[dtype]
+    if width < 32 and ctx.primitive == "shift_right_arithmetic":
+        x = sign_extended(ctx, x, width)
+    if width < 32 and ctx.primitive == "shift_right_logical":
+        x = ctx.elementwise("and", x, ctx.immediate(2**width - 1, "int32"))
+    return [cut(ctx, ctx.elementwise(ctx.primitive, x, amount), dtype)]
 
 
 for _names, _rule in (
@@ -89,20 +122,20 @@ for _names, _rule in (
 def _mul(ctx: RuleContext, x: Operand, y: Operand, *, out_dtype: Any = None) -> Sequence[Operand]:
     ctx.require(out_dtype=(out_dtype, [None, np.dtype(ctx.avals_in[0].dtype)]))
     dtype = ctx.avals_out[0].dtype
-    return [ctx.elementwise(_function_for(ctx, ("mul", "imul"), dtype), x, y, dtype=dtype)]
+    return [_arithmetic(ctx, _function_for(ctx, ("mul", "imul"), dtype), x, y, dtype)]
 
 
 @register_lowering("div")
 def _div(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
-    return [ctx.elementwise(_function_for(ctx, ("div", "idiv"), dtype), x, y, dtype=dtype)]
+    return [_arithmetic(ctx, _function_for(ctx, ("div", "idiv"), dtype), x, y, dtype)]
 
 
 @register_lowering("not")
 def _not(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
     if ctx.avals_in[0].dtype == "bool":
         return [ctx.elementwise("xor", x, ctx.immediate(1, "int32"), dtype="bool")]
-    return [ctx.elementwise("not", x, dtype=ctx.avals_out[0].dtype)]
+    return [cut(ctx, ctx.elementwise("not", x), ctx.avals_out[0].dtype)]
 
 
 @register_lowering("is_finite")
@@ -113,7 +146,7 @@ def _is_finite(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
 @register_lowering("square")
 def _square(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
-    return [ctx.elementwise(_function_for(ctx, ("mul", "imul"), dtype), x, x, dtype=dtype)]
+    return [_arithmetic(ctx, _function_for(ctx, ("mul", "imul"), dtype), x, x, dtype)]
 
 
 @register_lowering("integer_pow")
@@ -122,17 +155,15 @@ def _integer_pow(ctx: RuleContext, x: Operand, *, y: int) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
     if y < 0 and dtype not in FLOATS:
         raise ctx.unsupported(f"y={y} of an integer")
-    multiply, one = (
-        _function_for(ctx, ("mul", "imul"), dtype),
-        ctx.immediate(1, "float32" if dtype in FLOATS else dtype),
-    )
+    multiply = _function_for(ctx, ("mul", "imul"), dtype)
+    one = ctx.immediate(1, "float32" if dtype in FLOATS else "int32")
     working = "float32" if dtype in FLOATS else dtype
     result, power, exponent = None, x, abs(y)
     while exponent:
         if exponent & 1:
-            result = power if result is None else ctx.elementwise(multiply, result, power, dtype=working)
+            result = power if result is None else _arithmetic(ctx, multiply, result, power, working)
         exponent >>= 1
-        power = ctx.elementwise(multiply, power, power, dtype=working) if exponent else power
+        power = _arithmetic(ctx, multiply, power, power, working) if exponent else power
     if result is None:
         return [one]
     if y < 0:
@@ -147,13 +178,6 @@ def _logistic(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence
     one = ctx.immediate(1.0)
     denominator = ctx.elementwise("add", ctx.elementwise("exp", ctx.elementwise("neg", x)), one)
     return [ctx.elementwise("div", one, denominator, dtype=ctx.avals_out[0].dtype)]
-
-
-@register_lowering("erfc")
-def _erfc(ctx: RuleContext, x: Operand, *, accuracy: Any = None) -> Sequence[Operand]:
-    """1 - erf(x): absolute error 2^-24, so values far in the tail lose relative accuracy."""
-    ctx.require(accuracy=(accuracy, [None]))
-    return [ctx.elementwise("sub", ctx.immediate(1.0), ctx.elementwise("erf", x), dtype=ctx.avals_out[0].dtype)]
 
 
 @register_lowering("log2")
@@ -220,9 +244,8 @@ def _select_n(ctx: RuleContext, which: Operand, *cases: Operand) -> Sequence[Ope
 @register_lowering("clamp")
 def _clamp(ctx: RuleContext, low: Operand, x: Operand, high: Operand) -> Sequence[Operand]:
     dtype = ctx.avals_out[0].dtype
-    maximum = _function_for(ctx, ("max", "imax"), dtype)
-    minimum = _function_for(ctx, ("min", "imin"), dtype)
-    return [ctx.elementwise(minimum, ctx.elementwise(maximum, x, low, dtype=dtype), high, dtype=dtype)]
+    raised = _arithmetic(ctx, _function_for(ctx, ("max", "imax"), dtype), x, low, dtype)
+    return [_arithmetic(ctx, _function_for(ctx, ("min", "imin"), dtype), raised, high, dtype)]
 
 
 def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | None:
@@ -232,15 +255,26 @@ def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | Non
     if target == "bool":
         zero = ctx.elementwise("ne", x, _ZERO_FLOAT) if source in FLOATS else ctx.elementwise("ine", x, _ZERO_INT)
         return zero
+    if target in FLOATS and source == "uint32":
+        return unsigned_to_float(ctx, x, target)
     if target in FLOATS:
         function = "identity" if source in FLOATS else "to_float"
         function = NARROW_FLOATS[target] if target in NARROW_FLOATS and source in FLOATS else function
         return ctx.elementwise(function, x, dtype=target)
-    if target == "int32":
-        return ctx.elementwise("to_int" if source in FLOATS else "identity", x, dtype="int32")
-    if target == "int8" and source in ("int32", "bool"):
-        return ctx.elementwise("identity", x, dtype="int8")
-    return None
+    if source not in FLOATS:
+        return cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target) if target in WIDTHS else None
+    if target == "uint32":
+        return float_to_unsigned(ctx, x)
+    return _saturated(ctx, ctx.elementwise("to_int", x), target) if target in WIDTHS else None
+
+
+def _saturated(ctx: Emitter, x: Operand, dtype: str) -> Operand:
+    """An int32 clamped to the numbers of a narrow dtype."""
+    if dtype == "int32":
+        return x
+    info = np.iinfo(dtype)
+    raised = ctx.elementwise("imax", x, RuleContext.immediate(info.min, "int32"))
+    return ctx.elementwise("imin", raised, RuleContext.immediate(info.max, "int32"), dtype=dtype)
 
 
 _ZERO_FLOAT = RuleContext.immediate(0.0)
@@ -271,7 +305,11 @@ def _reduce_precision(ctx: RuleContext, x: Operand, *, exponent_bits: int, manti
 
 @register_lowering("bitcast_convert_type")
 def _bitcast_convert_type(ctx: RuleContext, x: Operand, *, new_dtype: Any) -> Sequence[Operand]:
-    pair = {ctx.avals_in[0].dtype, str(np.dtype(new_dtype))}
-    if not pair <= {"float32", "int32"}:
+    source, target = ctx.avals_in[0].dtype, str(np.dtype(new_dtype))
+    if source == target or {source, target} <= {"int32", "uint32"}:
+        return [x]
+    if {source, target} <= set(WIDTHS) and WIDTHS[source] == WIDTHS[target]:
+        return [cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target)]
+    if not {source, target} <= {"float32", "int32", "uint32"}:
         raise ctx.unsupported(f"bits of {ctx.avals_in[0].dtype} as {np.dtype(new_dtype)}")
     return [ctx.elementwise("or", x, ctx.immediate(0, "int32"), dtype=str(np.dtype(new_dtype)))]

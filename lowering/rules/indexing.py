@@ -10,6 +10,7 @@ import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.windows_of_indices import Windows, gathered
 from lpu_jax.runtime.ops import Immediate
 
 
@@ -42,10 +43,11 @@ def _gather(
     mode: Any,
     fill_value: Any,
 ) -> Sequence[Operand]:
-    """Row lookup: one collapsed and indexed axis, whole slices of the others."""
+    """Rows by address maps; windows, several indexed axes and batches through computed row numbers."""
     del indices_are_sorted, unique_indices  # promises that are not needed
-    axis = _row_axis(ctx, dimension_numbers, slice_sizes)
-    _check_index_dtype(ctx, [ctx.avals_in[1].dtype])
+    if not _is_row_lookup(ctx, dimension_numbers, slice_sizes):
+        return _general_gather(ctx, table, indices, dimension_numbers, slice_sizes, mode, fill_value)
+    (axis,) = dimension_numbers.start_index_map
     table, indices = ctx.values([table, indices])
     num_rows, num_indices = ctx.avals_in[0].shape[axis], math.prod(ctx.avals_in[1].shape)
     order = (axis, *(i for i in range(len(ctx.avals_in[0].shape)) if i != axis))
@@ -60,23 +62,47 @@ def _gather(
     return [_place_offsets(ctx, rows, dimension_numbers)]
 
 
-def _row_axis(ctx: RuleContext, numbers: Any, slice_sizes: Any) -> int:
-    shape = ctx.avals_in[0].shape
-    if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
-        raise ctx.unsupported("batched gathers (take_along_axis); only row lookups table[index] are there")
-    if len(numbers.start_index_map) != 1 or tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map):
-        raise ctx.unsupported(f"gather with {numbers}; only row lookups table[index] are there")
-    (axis,) = numbers.start_index_map
-    if any(s != n for i, (s, n) in enumerate(zip(slice_sizes, shape, strict=True)) if i != axis):
-        raise ctx.unsupported(f"gather of slices {tuple(slice_sizes)} of {shape}; only whole rows are there")
-    return int(axis)
+def _is_row_lookup(ctx: RuleContext, numbers: Any, slice_sizes: Any) -> bool:
+    """table[index]: one collapsed and indexed axis, all of the others, int32 indices."""
+    shape, axes = ctx.avals_in[0].shape, tuple(numbers.start_index_map)
+    is_plain = len(axes) == 1 and tuple(numbers.collapsed_slice_dims) == axes and not numbers.operand_batching_dims
+    is_whole = all(s == n for i, (s, n) in enumerate(zip(slice_sizes, shape, strict=True)) if i not in axes)
+    return is_plain and is_whole and ctx.avals_in[1].dtype == "int32" and 0 not in ctx.avals_out[0].shape
+
+
+def _default_fill(dtype: str) -> Any:
+    """NaN, the smallest signed or the largest unsigned integer, True."""
+    if dtype in FLOATS:
+        return math.nan
+    if dtype == "bool":
+        return True
+    return np.iinfo(dtype).max if dtype.startswith("u") else np.iinfo(dtype).min
+
+
+def _general_gather(
+    ctx: RuleContext, table: Operand, indices: Operand, numbers: Any, slice_sizes: Any, mode: Any, fill_value: Any
+) -> Sequence[Operand]:
+    if 0 in (*ctx.avals_in[0].shape, *ctx.avals_out[0].shape):
+        raise ctx.unsupported("a gather of or into an empty array")
+    windows = Windows(
+        shape=ctx.avals_in[0].shape,
+        sizes=tuple(int(n) for n in slice_sizes),
+        index_map=tuple(numbers.start_index_map),
+        batching=dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)),
+        batch_shape=ctx.avals_in[1].shape[:-1],
+    )
+    fill = None
+    if "fill" in str(mode).lower():
+        fill = _default_fill(ctx.avals_in[0].dtype) if fill_value is None else fill_value
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    return ctx.rewrite(lambda x, i: gathered(x, i, windows, fill, numbers.offset_dims, dropped), table, indices)
 
 
 def _filled(ctx: RuleContext, rows: Operand, flat: Operand, num_rows: int, fill_value: Any) -> Operand:
     """Rows at indices outside 0 .. num_rows-1 hold the fill value: NaN, or the smallest integer."""
     aval = ctx.aval(rows)
     if fill_value is None:
-        fill_value = math.nan if aval.dtype in FLOATS else {"int32": -(2**31), "int8": -128, "bool": 1}[aval.dtype]
+        fill_value = _default_fill(ctx.avals_in[0].dtype)
     is_inside = ctx.elementwise(
         "and",
         ctx.elementwise("ige", flat, ctx.immediate(0, "int32")),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lpu_jax.lowering.emit import Operand
+import numpy as np
+
+from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.runtime.ops import Immediate
 
@@ -117,29 +119,48 @@ def _tile(ctx: RuleContext, x: Operand, *, reps: Any) -> Sequence[Operand]:
 
 @register_lowering("pad")
 def _pad(ctx: RuleContext, x: Operand, value: Operand, *, padding_config: Any) -> Sequence[Operand]:
-    """Negative padding slices."""
+    """Negative padding slices; interior padding pads an axis of size 1 behind each; a run-time value is selected."""
     config = [tuple(map(int, axis)) for axis in padding_config]
-    if any(interior for _, _, interior in config):
-        raise ctx.unsupported(f"interior padding {config}")
-    if not isinstance(value, Immediate):
-        raise ctx.unsupported("the padding value must be a constant")
-    if x == value:
+    if x == value and isinstance(x, Immediate):
         return [x]
+    if 0 in ctx.avals_out[0].shape or 0 in ctx.avals_in[0].shape:
+        return [ctx.broadcast(value, ctx.avals_out[0].shape, ())]
     x = ctx.value(x, ctx.avals_in[0])
-    shape = ctx.avals_in[0].shape
-    x = ctx.slice(
-        x,
-        [max(0, -low) for low, _, _ in config],
-        [n - max(0, -high) for n, (_, high, _) in zip(shape, config, strict=True)],
-    )
-    return [ctx.pad(x, [max(0, low) for low, _, _ in config], [max(0, high) for _, high, _ in config], value)]  # type: ignore[arg-type]
+    constant = value if isinstance(value, Immediate) else ctx.immediate(0, value_dtype(ctx.avals_in[0].dtype))
+    padded = _padded(ctx, x, config, constant)
+    if isinstance(value, Immediate):
+        return [padded]
+    ones = ctx.constant(np.ones(ctx.avals_in[0].shape, np.bool_))
+    is_inside = _padded(ctx, ones, config, ctx.immediate(0, "int32"))
+    return [ctx.select(is_inside, padded, value, ctx.avals_out[0].dtype)]
+
+
+def value_dtype(dtype: str) -> str:
+    """The dtype of an immediate for a dtype."""
+    return dtype if dtype in FLOATS else "int32"
+
+
+def _padded(ctx: RuleContext, x: int, config: Sequence[tuple[int, int, int]], value: Immediate) -> int:
+    for axis, (_, _, interior) in enumerate(config):
+        shape = ctx.aval(x).shape
+        if interior and shape[axis] > 1:
+            apart: int = ctx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))  # type: ignore[assignment]
+            widths = [interior if i == axis + 1 else 0 for i in range(len(shape) + 1)]
+            apart = ctx.pad(apart, [0] * len(widths), widths, value)
+            size = shape[axis] * (1 + interior)
+            spread = ctx.reshape(apart, (*shape[:axis], size, *shape[axis + 1 :]))
+            x = ctx.slice_axis(spread, axis, 0, size - interior)  # type: ignore[assignment]
+    shape = ctx.aval(x).shape
+    low, high = [max(0, a) for a, _, _ in config], [max(0, b) for _, b, _ in config]
+    x = ctx.pad(x, low, high, value)
+    start = [max(0, -a) for a, _, _ in config]
+    limit = [n - max(0, -b) for n, (_, b, _) in zip(ctx.aval(x).shape, config, strict=True)]
+    return ctx.slice(x, start, limit)  # type: ignore[return-value]
 
 
 @register_lowering("iota")
 def _iota(ctx: RuleContext, *, dtype: Any, shape: Any, dimension: int, sharding: Any = None) -> Sequence[Operand]:
     """Small ones are constants already; a large one is the broadcast of one axis."""
-    import numpy as np
-
     ctx.require(sharding=(sharding, [None]))
     axis = ctx.constant(np.arange(shape[dimension], dtype=dtype))
     return [ctx.broadcast(axis, tuple(shape), (dimension,))]

@@ -13,6 +13,7 @@ import numpy as np
 from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
+from lpu_jax.lowering.rules.integers import cut, ordered
 from lpu_jax.runtime.ops import Immediate
 
 _MAX_EXACT_INTEGER = 2.0**24
@@ -63,8 +64,10 @@ def _extremum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = No
     ctx.require(out_sharding=(out_sharding, [None]))
     if isinstance(x, Immediate):
         return [x]
-    function = _EXTREMA[ctx.primitive][0 if ctx.avals_in[0].dtype in FLOATS else 1]
-    reduced = _reduce(ctx, _operand(ctx, x, axes), axes, function, function)
+    dtype = ctx.avals_in[0].dtype
+    function = _EXTREMA[ctx.primitive][0 if dtype in FLOATS else 1]
+    value = ordered(ctx, _operand(ctx, x, axes), dtype)
+    reduced = ordered(ctx, _reduce(ctx, value, axes, function, function), dtype)  # type: ignore[arg-type]
     return [ctx.reshape(reduced, ctx.avals_out[0].shape)]
 
 
@@ -92,21 +95,21 @@ def _reduce_sum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = 
         wide = convert(ctx, value, aval.dtype, "float32")
         total = _reduce(ctx, wide, axes, "sum", "add")  # type: ignore[arg-type]
         return [ctx.reshape(convert(ctx, total, "float32", aval.dtype), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
-    if aval.dtype != "int32":
-        raise ctx.unsupported(f"sums of {aval.dtype}; convert to int32 first")
+    value = ctx.elementwise("identity", value, dtype="int32") if aval.dtype == "int8" else value  # type: ignore[assignment]
     last = len(aval.shape) - 1
     if last in axes and aval.shape[-1] * ctx.ranges.of(value).magnitude <= _MAX_EXACT_INTEGER:
         total = ctx.lane_reduce("sum", convert(ctx, value, "int32", "float32"))  # type: ignore[arg-type]
         value = convert(ctx, total, "float32", "int32")  # type: ignore[assignment]
         axes = tuple(axis for axis in axes if axis != last)
-    return [ctx.reshape(_reduce(ctx, value, axes, None, "iadd"), ctx.avals_out[0].shape)]
+    total = cut(ctx, _reduce(ctx, value, axes, None, "iadd"), aval.dtype)  # type: ignore[assignment]
+    return [ctx.reshape(total, ctx.avals_out[0].shape)]
 
 
 def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> Sequence[Operand]:
     """The first index at which x equals its extremum or is NaN."""
     ctx.require(index_dtype=(np.dtype(index_dtype), [np.dtype("int32")]))
     (axis,) = axes
-    value = _operand(ctx, x, axes)
+    value: int = ordered(ctx, _operand(ctx, x, axes), ctx.avals_in[0].dtype)  # type: ignore[assignment]
     shape = ctx.aval(value).shape
     order = (*(i for i in range(len(shape)) if i != axis), axis)
     value = ctx.transpose(value, order)  # type: ignore[assignment]

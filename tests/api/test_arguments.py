@@ -20,7 +20,7 @@ def identity(x):
         (np.zeros((2, 3)), r"argument x: float64\[2,3\] .* Pass float32"),
         (np.zeros(3, np.complex64), r"argument x: complex64\[3\] .* real and imaginary parts"),
         (1j, r"argument x: complex64\[\] .* real and imaginary parts"),
-        (jnp.zeros(3, jnp.uint32), r"argument x: uint32\[3\] .* Pass int32"),
+        (jnp.zeros(3, jnp.int4), r"argument x: int4\[3\] .* Convert it to one of"),
     ],
 )
 def test_dtypes_that_the_lpu_does_not_have(argument, message):

@@ -24,39 +24,39 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 def test_all_missing_primitives_are_told_at_once_with_line_and_path():
     @jax.jit
     def inner(x):
-        return lax.cumsum(x, axis=0)
+        return lax.digamma(x)
 
     def fun(x):
         def step(c, row):
-            return c, jnp.sort(row)
+            return c, lax.bessel_i0e(row)
 
         return inner(x), lax.scan(step, x[0], x)[1], lax.lgamma(x)
 
     with pytest.raises(UnsupportedPrimitiveError) as raised:
         lower(fun, X)
     text = str(raised.value)
-    assert text.startswith("no LPU lowering for 3 primitives (cumsum, sort, lgamma):\n")
-    assert "'cumsum' (float32[3,4]) at test_lower.py:" in text
+    assert text.startswith("no LPU lowering for 3 primitives (digamma, bessel_i0e, lgamma):\n")
+    assert "'digamma' (float32[3,4]) at test_lower.py:" in text
     assert "inside inner" in text
-    assert "'sort' (float32[4])" in text
+    assert "'bessel_i0e' (float32[4])" in text
     assert "inside scan" in text
-    assert "Register a rule with @lpu_jax.register_lowering('cumsum'), or run that part outside lpu()." in text
+    assert "Register a rule with @lpu_jax.register_lowering('digamma'), or run that part outside lpu()." in text
 
 
 def test_a_missing_primitive_that_nothing_needs_is_no_error():
     def fun(x):
-        lax.cumsum(x, axis=0)
+        lax.digamma(x)
         return x + 1
 
-    np.testing.assert_array_equal(run_on_lpu(fun, X), X + 1)
+    np.testing.assert_array_equal(run_on_lpu(fun, X), X + np.asarray(lax.bessel_i0e(jnp.zeros(4))))
 
 
 def test_a_missing_primitive_of_constants_is_computed_while_lowering():
     def fun(x):
-        return x + jnp.cumsum(jnp.arange(4)).astype(jnp.float32)
+        return x + lax.bessel_i0e(jnp.zeros(4))
 
     assert [e.op for e in lower(fun, X).equations][-1] == Elementwise("add")
-    np.testing.assert_array_equal(run_on_lpu(fun, X), X + np.cumsum(np.arange(4), dtype=np.float32))
+    np.testing.assert_array_equal(run_on_lpu(fun, X), X + np.asarray(lax.bessel_i0e(jnp.zeros(4))))
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,8 @@ def test_a_missing_primitive_of_constants_is_computed_while_lowering():
         ("float64", "Pass float32, or leave jax_enable_x64 off"),
         ("int64", "Pass int32"),
         ("complex64", "real and imaginary parts"),
-        ("uint32", "no unsigned 32-bit words"),
-        ("uint8", "Convert it to one of float32"),
-        ("int16", "Convert it to one of float32"),
+        ("uint64", "Pass int32"),
+        ("int4", "Convert it to one of float32"),
     ],
 )
 def test_an_argument_of_a_foreign_dtype_is_refused_by_name(dtype, way_out):
@@ -79,9 +78,9 @@ def test_an_argument_of_a_foreign_dtype_is_refused_by_name(dtype, way_out):
 
 def test_a_foreign_dtype_inside_is_refused_with_its_line():
     with pytest.raises(
-        UnsupportedInputError, match=r"convert_element_type at test_lower.py:\d+ .* makes uint32\[3, 4\]"
+        UnsupportedInputError, match=r"convert_element_type at test_lower.py:\d+ .* makes float8_e3m4\[3, 4\]"
     ):
-        lower(lambda x: x.astype(jnp.uint32) + np.uint32(1), X)
+        lower(lambda x: x.astype(jnp.float8_e3m4).astype(jnp.float32), X)
 
 
 def test_an_unknown_precision_is_refused():

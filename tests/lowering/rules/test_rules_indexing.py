@@ -39,9 +39,21 @@ def test_rows_by_negative_index(on_lpu):
     np.testing.assert_array_equal(on_lpu(lambda t, i: t[i], TABLE, np.int32(-2)), TABLE[-2])
 
 
-def test_a_gather_of_windows_is_refused(lowered):
-    with pytest.raises(UnsupportedPrimitiveError, match="batched gathers"):
-        lowered(lambda t, i: jnp.take_along_axis(t, i, axis=1), TABLE, np.zeros((6, 2), np.int32))
+GATHERS = {
+    "take_along_axis": lambda t, i: jnp.take_along_axis(t, i, axis=1),
+    "several axes": lambda t, i: t[i[:, 0], i[:, 1]],
+    "windows": lambda t, i: jax.vmap(lambda a: lax.dynamic_slice(t, (a[0], a[1]), (2, 3)))(i),
+    "batched": lambda t, i: jax.vmap(lambda row, k: row[k])(t, i),
+    "clip": lambda t, i: t.at[i[:, 0], i[:, 1]].get(mode="clip"),
+    "fill": lambda t, i: t.at[:, i[:, 1]].get(mode="fill", fill_value=3),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("name", list(GATHERS))
+def test_a_gather_equals_jax(on_lpu, random, name, dtype):
+    index, table = random.integers(-7, 7, size=(6, 2), dtype=np.int32), TABLE.astype(dtype)
+    np.testing.assert_array_equal(on_lpu(GATHERS[name], table, index), GATHERS[name](jnp.asarray(table), index))
 
 
 SLICES = [

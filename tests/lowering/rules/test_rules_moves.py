@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 from lpu_jax.runtime.ops import Reshape
 
 X = np.arange(3 * 5 * 7, dtype=np.float32).reshape(3, 5, 7)
@@ -64,11 +63,10 @@ def test_a_large_iota_is_a_broadcast_of_one_axis(lowered, on_lpu):
     np.testing.assert_array_equal(on_lpu(lambda: lax.broadcasted_iota(jnp.int32, (300, 400), 1)), wanted)
 
 
-def test_interior_padding_is_refused(lowered):
-    with pytest.raises(UnsupportedPrimitiveError, match=r"interior padding .*\(0, 0, 1\).*Rewrite that line"):
-        lowered(lambda x: lax.pad(x, 0.0, ((0, 0, 1), (0, 0, 0), (0, 0, 0))), X)
+@pytest.mark.parametrize("value", [2.0, None])
+@pytest.mark.parametrize("config", [((0, 0, 1), (1, -1, 2), (-1, 0, 0)), ((2, -3, 0), (0, 0, 3), (0, 1, 1))])
+def test_padding_between_elements_and_with_a_run_time_value(on_lpu, config, value):
+    def fun(x):
+        return lax.pad(x, x[0, 0, 1] if value is None else jnp.asarray(value, x.dtype), config)
 
-
-def test_padding_with_a_run_time_value_is_refused(lowered):
-    with pytest.raises(UnsupportedPrimitiveError, match="padding value must be a constant"):
-        lowered(lambda x: lax.pad(x, x[0, 0, 0], ((0, 1, 0), (0, 0, 0), (0, 0, 0))), X)
+    np.testing.assert_array_equal(on_lpu(fun, X), fun(X))
