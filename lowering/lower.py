@@ -38,6 +38,7 @@ _FAMILIES = (
     "moves",
     "random_bits",
     "reductions",
+    "scattering",
     "sorting",
     "windows",
 )

@@ -48,7 +48,7 @@ def test_a_missing_primitive_that_nothing_needs_is_no_error():
         lax.digamma(x)
         return x + 1
 
-    np.testing.assert_array_equal(run_on_lpu(fun, X), X + np.asarray(lax.bessel_i0e(jnp.zeros(4))))
+    np.testing.assert_array_equal(run_on_lpu(fun, X), X + 1)
 
 
 def test_a_missing_primitive_of_constants_is_computed_while_lowering():
