@@ -103,3 +103,8 @@ def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
 def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """An open jaxpr and its constants as a function."""
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))
+
+
+def has_effects(jaxpr: Any) -> bool:
+    """Whether running a jaxpr does more than compute its results."""
+    return bool(open_jaxpr(jaxpr)[0].effects)

@@ -92,6 +92,8 @@ def _search_inside(eqn: Any, operands: list[bool], path: str, found: list[Missin
     """Searches the jaxpr of a call or loop; what a loop carries is never constant."""
     inner_path = f"{path}/{eqn.params.get('name', eqn.primitive.name)}".lstrip("/")
     results = [False] * len(eqn.outvars)
+    for branch in eqn.params.get("branches", ()):
+        _search(compat.open_jaxpr(branch)[0], operands[1:], inner_path, found)
     for parameter in JAXPR_PARAMETERS:
         if parameter not in eqn.params:
             continue

@@ -9,7 +9,7 @@ import numpy as np
 
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
-from lpu_jax.lowering.emit import as_operand, held
+from lpu_jax.lowering.emit import Operand, as_operand, held
 from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
 from lpu_jax.runtime.ops import Aval, Immediate, Scan
 
@@ -82,6 +82,36 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
 
 def _range_of(ctx: RuleContext, value: Value) -> Range:
     return ctx.ranges.of(value) if isinstance(value, int) else range_of_array(value)
+
+
+@register_lowering("cond", higher_order=True)
+def _cond(ctx: RuleContext, index: Value, *operands: Value, branches: Any, **params: Any) -> Sequence[Value]:
+    """All branches run and a select keeps one, so the cycles are those of all of them; a known index runs one."""
+    del params  # hints to XLA
+    last = len(branches) - 1
+    if not isinstance(index, int):
+        return ctx.interpreter.inline(ctx, branches[int(np.clip(int(index), 0, last))], operands)
+    if any(compat.has_effects(branch) for branch in branches):
+        raise ctx.unsupported("branches with effects: both would have them")
+    results = [ctx.interpreter.inline(ctx, branch, operands) for branch in branches]
+    return [
+        _chosen(ctx, index, column, aval)
+        for column, aval in zip(zip(*results, strict=True), ctx.avals_out, strict=True)
+    ]
+
+
+def _chosen(ctx: RuleContext, index: int, cases: Sequence[Value], aval: Aval) -> int:
+    """The result of branch `index`, beyond the last one that of the last, below 0 that of the first."""
+    result = as_operand_of(ctx, cases[0])
+    for number, case in enumerate(cases[1:], start=1):
+        is_reached = ctx.elementwise("ige", index, ctx.immediate(number, "int32"))
+        result = ctx.select(ctx.broadcast_to(is_reached, aval.shape), as_operand_of(ctx, case), result, aval.dtype)
+    return ctx.value(result, aval)
+
+
+def as_operand_of(ctx: RuleContext, value: Value) -> Operand:
+    """The operand of a value of the interpreter."""
+    return value if isinstance(value, int) else as_operand(ctx, value)
 
 
 def _is_embedded(value: Value) -> bool:

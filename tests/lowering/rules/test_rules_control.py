@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from on_lpu import assert_machine_agrees
 
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 from lpu_jax.runtime.ops import Elementwise, Scan
@@ -129,3 +130,29 @@ def test_layers_scanned_over_stacked_weights(on_lpu, random):
 
     x = random.normal(size=(2, 4)).astype(np.float32)
     np.testing.assert_array_equal(on_lpu(loop, weights, x), on_lpu(flat, weights, x))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32, bool])
+def test_cond_and_switch_equal_jax(on_lpu, dtype):
+    xs = XS.astype(dtype)
+
+    def fun(i, x):
+        two = lax.cond(i > 1, lambda x: (x, x[0]), lambda x: (jnp.zeros_like(x), x[1]), x)
+        return two, lax.switch(i, [lambda x: x, lambda x: x[::-1], lambda x: jnp.ones_like(x)], x)
+
+    for i in (-1, 0, 1, 2, 9):
+        pairs = zip(jax.tree.leaves(on_lpu(fun, np.int32(i), xs)), jax.tree.leaves(fun(i, xs)), strict=True)
+        for actual, wanted in pairs:
+            np.testing.assert_array_equal(actual, wanted)
+
+
+def test_a_missing_primitive_in_a_branch_is_told(lowered):
+    def fun(x):
+        return lax.cond(x[0, 0] > 0, lax.digamma, lambda x: x, x)
+
+    with pytest.raises(UnsupportedPrimitiveError, match="'digamma'"):
+        lowered(fun, XS)
+
+
+def test_cond_on_the_machine():
+    assert_machine_agrees(lambda x: lax.cond(x[0, 0] > 1, lambda x: x * 2, lambda x: x - 1, x), XS)
