@@ -108,3 +108,8 @@ def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
 def has_effects(jaxpr: Any) -> bool:
     """Whether running a jaxpr does more than compute its results."""
     return bool(open_jaxpr(jaxpr)[0].effects)
+
+
+def is_threefry_partitionable() -> bool:
+    """JAX's setting of how random counters are laid out."""
+    return bool(getattr(jax.config, "jax_threefry_partitionable", True))

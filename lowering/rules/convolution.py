@@ -76,7 +76,7 @@ def tap_views(x: Any, kernel: Sequence[int], strides: Sequence[int], dilation: S
 def _depthwise(views: Sequence[Any], w: Any, target: str) -> Any:
     """Sum over taps of view * weights [C], in float32."""
     weights = lax.convert_element_type(lax.reshape(w, (len(views), w.shape[-1])), jnp.float32)
-    total = None
+    total: Any = None
     for view, row in zip(views, weights, strict=True):
         term = lax.convert_element_type(view, jnp.float32) * row
         total = term if total is None else total + term

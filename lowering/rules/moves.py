@@ -120,7 +120,7 @@ def _tile(ctx: RuleContext, x: Operand, *, reps: Any) -> Sequence[Operand]:
 @register_lowering("pad")
 def _pad(ctx: RuleContext, x: Operand, value: Operand, *, padding_config: Any) -> Sequence[Operand]:
     """Negative padding slices; interior padding pads an axis of size 1 behind each; a run-time value is selected."""
-    config = [tuple(map(int, axis)) for axis in padding_config]
+    config = [(int(low), int(high), int(interior)) for low, high, interior in padding_config]
     if x == value and isinstance(x, Immediate):
         return [x]
     if 0 in ctx.avals_out[0].shape or 0 in ctx.avals_in[0].shape:

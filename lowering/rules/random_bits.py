@@ -59,7 +59,7 @@ def _blocks(keys: Any, shape: Sequence[int]) -> tuple[Any, Any]:
 
 
 def _require_threefry(ctx: RuleContext, shape: Sequence[int]) -> None:
-    is_partitionable = bool(jax.config.jax_threefry_partitionable)
+    is_partitionable = compat.is_threefry_partitionable()
     ctx.require(key_words=(tuple(shape), [_WORDS]), jax_threefry_partitionable=(is_partitionable, [True]))
 
 
