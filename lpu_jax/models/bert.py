@@ -29,6 +29,11 @@ class BertConfig:
             raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
 
 
+def _layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """With the variance of centred values: it cannot cancel, and bounds what it divides."""
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
 class BertLayer(nnx.Module):  # type: ignore[misc]
     """One post-norm encoder layer: x = norm(x + attention(x)), then x = norm(x + mlp(x))."""
 
@@ -37,10 +42,10 @@ class BertLayer(nnx.Module):  # type: ignore[misc]
         width = config.d_model
         self.config = config
         self.query, self.key, self.value, self.output = (nnx.Linear(width, width, rngs=rngs) for _ in range(4))
-        self.attention_norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
+        self.attention_norm = _layer_norm(width, config.layer_norm_eps, rngs)
         self.up = nnx.Linear(width, config.d_ff, rngs=rngs)
         self.down = nnx.Linear(config.d_ff, width, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
+        self.mlp_norm = _layer_norm(width, config.layer_norm_eps, rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Encodes x.

@@ -6,7 +6,8 @@ import numpy as np
 from lpu_jax.lowering.ir import GraphBuilder
 from lpu_jax.lowering.passes.schedule import verify_schedule
 from lpu_jax.lowering.pipeline import compile_graph
-from lpu_jax.runtime import numerics, vxm
+from lpu_jax.runtime import vxm
+from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.execute import execute
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
@@ -27,6 +28,7 @@ from lpu_jax.runtime.ops import (
     Transpose,
 )
 from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
+from lpu_jax.runtime.wide_sums import exact_sum
 
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-126, 2.0**-149, 3.4e38, 1.0, -1.0], np.float32)
 FORMATS = {"float32": DataFormat.FP32, "float16": DataFormat.FP16, "int8": DataFormat.INT8}
@@ -121,7 +123,7 @@ def _evaluate(op, operands, avals):
     elif isinstance(op, LaneReduce):
         result = _lane_reduce(op.function, operands[0], aval)
     elif isinstance(op, MatMul):
-        result = numerics.exact_dot(np, *operands, op.lhs_format, op.rhs_format)
+        result = exact_dot(np, *operands, op.lhs_format, op.rhs_format)
     else:
         result = _MOVES[type(op)](op, operands, aval.shape)
     assert result.shape == aval.shape
@@ -130,7 +132,7 @@ def _evaluate(op, operands, avals):
 
 def _lane_reduce(function, x, aval):
     if function == "sum":
-        return numerics.exact_sum(np, x)[..., None]
+        return exact_sum(np, x)[..., None]
     columns = np.moveaxis(_working(x, function), -1, 0)
     folded = columns[0]
     for column in columns[1:]:
