@@ -15,67 +15,41 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from programs import smollm2_config, smollm2_decode
 from rich.console import Console
 from rich.table import Table
 
-from lpu_jax.lowering.ir import Graph
-from lpu_jax.lowering.lower import lower_jaxpr
-from lpu_jax.lowering.pipeline import CompiledGraph, compile_graph
 from lpu_jax.models.smollm2 import Smollm2, decode
-from lpu_jax.models.smollm2_config import Smollm2Config
-from lpu_jax.runtime import execute as fast
-from lpu_jax.runtime.chip import GROQCHIP1
+from lpu_jax.stages import Compiled
 
 
-def config(num_layers: int, context: int) -> Smollm2Config:
-    """SmolLM2-135M with another number of layers."""
-    return Smollm2Config(
-        num_layers=num_layers,
-        d_model=576,
-        num_heads=9,
-        num_kv_heads=3,
-        d_ff=1536,
-        vocab_size=49152,
-        context=context,
-        rope_base=100000.0,
-        rms_eps=1e-5,
-    )
-
-
-def arguments(sizes: Smollm2Config, weights: str) -> tuple[list[Any], Any]:
-    """Flat arguments of one decode step, and the function that takes them."""
-    model = Smollm2.random(sizes, seed=0, weights=weights)
-    flat, tree = jax.tree.flatten((model, jnp.int32(5), jnp.int32(3), *model.empty_caches()))
-    return flat, lambda *leaves: decode(*jax.tree.unflatten(tree, leaves))
-
-
-def compile_decode(sizes: Smollm2Config) -> tuple[float, Graph, CompiledGraph, list[Any]]:
-    """Seconds from the jaxpr to the program; the caches are donated."""
-    flat, function = arguments(sizes, "int8")
-    jaxpr = jax.make_jaxpr(function)(*flat)
+def compile_decode(num_layers: int, context: int) -> tuple[float, Compiled, tuple[Any, ...]]:
+    """Seconds from the jaxpr to the program, the program, and arguments of one token."""
+    function, arguments = smollm2_decode(num_layers, context)
+    traced = function.trace(*arguments)
     start = time.perf_counter()
-    graph = lower_jaxpr(jaxpr)
-    compiled = compile_graph(graph, GROQCHIP1, donated={2: len(flat) - 2, 3: len(flat) - 1})
-    return time.perf_counter() - start, graph, compiled, flat
+    compiled = traced.lower().compile()
+    return time.perf_counter() - start, compiled, arguments
 
 
-def decode_seconds(graph: Graph, flat: list[Any], sizes: Smollm2Config, rounds: int) -> tuple[float, float, float]:
+def decode_seconds(
+    compiled: Compiled, arguments: tuple[Any, ...], context: int, rounds: int
+) -> tuple[float, float, float]:
     """Median seconds per token of the fast executor and of plain jit in fp32, and the median of their ratios."""
-    ids = fast.prepared_inputs(graph)
-    prepared = fast.prepare(graph, {v: np.asarray(flat[graph.inputs.index(v)]) for v in ids})
-    inputs = [prepared.get(v, flat[i]) for i, v in enumerate(graph.inputs)]
-    ours = jax.jit(lambda *args: fast.execute(graph, args))
-    plain_inputs, plain_function = arguments(sizes, "fp32")
-    plain = jax.jit(plain_function)
+    model, *step = arguments
+    plain_model = Smollm2.random(smollm2_config(30, context), seed=0, weights="fp32")
+    loaded, plain = compiled.load(model), jax.jit(decode, donate_argnums=(3, 4))
+    functions = (loaded, lambda *args: plain(plain_model, *args))
+    caches = [step[2:], list(plain_model.empty_caches())]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 2):
-        for record, function, args in zip(times, (ours, plain), (inputs, plain_inputs), strict=True):
+        for side, (record, function) in enumerate(zip(times, functions, strict=True)):
             start = time.perf_counter()
-            jax.block_until_ready(function(*args))
+            results = jax.block_until_ready(function(*step[:2], *caches[side]))
             if turn >= 2:
                 record.append(time.perf_counter() - start)
+            caches[side] = list(results[2:])
     ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
     return statistics.median(times[0]), statistics.median(times[1]), ratio
 
@@ -86,16 +60,16 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    half, *_ = compile_decode(config(15, options.context))
-    seconds, graph, compiled, flat = compile_decode(config(30, options.context))
+    half, *_ = compile_decode(15, options.context)
+    seconds, compiled, arguments = compile_decode(30, options.context)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    _, _, layer, layer_flat = compile_decode(config(1, options.context))
-    host = [np.asarray(leaf) for leaf in layer_flat]
-    layer.simulate(host)  # once for caches and page faults
+    _, layer, layer_arguments = compile_decode(1, options.context)
+    host = jax.tree.map(np.asarray, layer_arguments)
+    layer.simulate(*host)  # once for caches and page faults
     start = time.perf_counter()
-    _, cycles = layer.simulate(host)
+    _, cycles = layer.simulate(*host)
     machine_rate = cycles / (time.perf_counter() - start)
-    ours, plain, ratio = decode_seconds(graph, flat, config(30, options.context), options.rounds)
+    ours, plain, ratio = decode_seconds(compiled, arguments, options.context, options.rounds)
     cost = compiled.cost_analysis()
     table = Table("what", "measured", "target", title=f"SmolLM2-135M decode, context {options.context}, groqchip1")
     table.add_row("compile, 30 layers", f"{seconds:.1f} s, process peak {peak:.1f} GiB", "<= 30 s, < 3 GB")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -329,17 +330,9 @@ def place(tiles: TileGraph) -> AllocatedGraph:
             continue
         size = storage.num_addresses
         one_bank = storage.id in written
-        busy, never = (
-            {
-                s
-                for other in others
-                if tiles.storages[other].hemisphere == storage.hemisphere
-                for s in (places[other].slices if places[other] is not None else ())  # type: ignore[union-attr]
-            }
-            for others in (neighbours[storage.id], strict[storage.id])
-        )
+        busy, never = (_traffic(tiles, places, storage, each[storage.id]) for each in (neighbours, strict))
         turn = 0 if storage.id in streamed else turn  # few slices, so that results find others
-        candidates = [slices for slices in _candidates(chip, storage, turn) if not never & set(slices)]
+        candidates = [slices for slices in _candidates(chip, storage, turn) if never.keys().isdisjoint(slices)]
         home = homes.setdefault(operand_of[storage.id], []) if storage.id in operand_of else []
         candidates.sort(key=lambda slices: slices not in home)
         found = _search(slots, storage, candidates, live, busy, one_bank)
@@ -351,19 +344,34 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
 
 
+def _traffic(
+    tiles: TileGraph, places: Sequence[Place | None], storage: Storage, others: Collection[int]
+) -> dict[int, int]:
+    """Words that other storages have per slice of the hemisphere of a storage; each is read about once."""
+    words: dict[int, int] = {}
+    for other in sorted(others):
+        spot = places[other]
+        if spot is not None and tiles.storages[other].hemisphere == storage.hemisphere:
+            for s in spot.slices:
+                words[s] = words.get(s, 0) + tiles.storages[other].num_addresses
+    return words
+
+
 def _search(
     slots: _Slots,
     storage: Storage,
     candidates: list[tuple[int, ...]],
     live: tuple[int, int],
-    busy: set[int],
+    busy: dict[int, int],
     one_bank: bool,
 ) -> Place | None:
-    """First free place: apart from its neighbours and never used before; then reusing; then among neighbours."""
+    """First free place: apart from its neighbours and never used before; then reusing; then where neighbours have the
+    fewest words."""
     size = storage.num_addresses
     one_bank = one_bank and size <= slots.chip.num_addresses_per_bank
-    clear = [slices for slices in candidates if not busy & set(slices)]
-    mixed = sorted((s for s in candidates if busy & set(s)), key=lambda slices: len(busy & set(slices)))
+    clear = [slices for slices in candidates if busy.keys().isdisjoint(slices)]
+    mixed = [slices for slices in candidates if not busy.keys().isdisjoint(slices)]
+    mixed.sort(key=lambda slices: sum(busy.get(s, 0) for s in slices))
     for group in (clear, mixed):
         for fresh in (None, live):
             for slices in group:

@@ -27,6 +27,9 @@ from lpu_jax.lowering.tile_ir import (
 from lpu_jax.runtime.chip import Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 
+_ROWS_PER_PLANE = 8
+"""Sums over lanes of fewer rows a plane take longer to begin there than to multiply."""
+
 Result = tuple[StepOperand, tuple[View, ...], DataFormat]
 
 
@@ -153,7 +156,7 @@ def _places(
     They are copied into weight layout if they are not there.
     """
     if product.rhs is None:
-        return [(_ones(builder, product.contracting),)]
+        return _ones(builder, product)
     own = slice(batch * product.contracting, (batch + 1) * product.contracting)
     refs = product.rhs[own, tile]
     found = _homes(builder, product, refs)
@@ -171,11 +174,17 @@ def _tile_rows(first: int, stop: int, lanes: int) -> list[tuple[int, int, int]]:
     return [(a // lanes, a % lanes, b - a) for a, b in itertools.pairwise(edges)]
 
 
-def _ones(builder: StorageBuilder, contracting: int) -> _Home:
-    side, plane = builder.next_plane()
-    storage = builder.ones_weights(side, plane)
-    rows = _tile_rows(0, contracting, builder.chip.num_lanes)
-    return _Home(side, plane, tuple(WeightTile(storage, 0, count) for _, _, count in rows), tuple(range(len(rows))))
+def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, ...]]:
+    """Weights of ones in one plane, or in several if there are many rows to share."""
+    planes = [(side, plane) for plane in range(builder.chip.num_planes) for side in Hemisphere]
+    count = min(len(planes), product.num_rows // _ROWS_PER_PLANE)
+    rows = _tile_rows(0, product.contracting, builder.chip.num_lanes)
+    places = []
+    for side, plane in planes[:count] if count > 1 else [builder.next_plane()]:
+        storage = builder.ones_weights(side, plane)
+        tiles = tuple(WeightTile(storage, 0, size) for _, _, size in rows)
+        places.append((_Home(side, plane, tiles, tuple(range(len(rows)))),))
+    return places
 
 
 def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> tuple[_Home, ...] | None:
