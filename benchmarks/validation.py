@@ -45,12 +45,6 @@ NOT_SHOWN: Mapping[int, str] = {
 """Targets that no table shows, each with its reason."""
 
 
-def gemm_whole_tiles(columns: int) -> int:
-    """Cycles if no column tile is shared between the two pairs of planes: an odd tile leaves one pair idle."""
-    tiles = -(-columns // CHIP.num_lanes)
-    return gemm_bound(columns) // tiles * 2 * -(-tiles // 2)
-
-
 def gemm_figures(rows: Mapping[str, Any]) -> Iterator[Figure]:
     """Row 11: share of the fp16 peak, 102,400 multiply-accumulates per cycle."""
     peak = CHIP.macs_per_cycle_int8 // 4
@@ -60,9 +54,8 @@ def gemm_figures(rows: Mapping[str, Any]) -> Iterator[Figure]:
         ideal = work / gemm_bound(columns)
         tiles = f"tiles of 160 x 320 alone allow {ideal:.1%}"
         if cycles is not None:
-            whole = gemm_whole_tiles(columns)
-            tiles += f"; whole column tiles on two pairs of planes take {whole:,} cycles; the {cycles - whole:,} above "
-            tiles += "that are not broken down"
+            above = cycles - gemm_bound(columns)
+            tiles += f"; the {above:,} cycles above that are barrier, filling, draining and the gaps between row blocks"
         yield Figure(
             row=11,
             what=f"[2304 x 4096] x [4096 x {columns}] fp16, % of peak",
@@ -76,17 +69,17 @@ def gemm_figures(rows: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def resnet_figures() -> Iterator[Figure]:
-    """Rows 12 and 13: convolutions are a later step."""
+    """Rows 12 and 13: convolutions are lowered, whole networks of them were not built yet."""
     for row, name, published, blocks in RESNETS:
         yield Figure(
             row=row,
             what=f"{name}, batch 1, int8, cycles",
             published=f"{published:,}",
-            ours="not lowered yet",
+            ours="not measured",
             ratio=None,
             source="ABS20" if row == 12 else "ISCA20",
             confidence="H" if row == 12 else "M-H",
-            mechanism=f"convolutions are a later step; multiplications alone take "
+            mechanism=f"no ResNet has been built here yet; multiplications alone take "
             f"{RESNET_FLOOR + blocks * RESNET_BLOCK:,} cycles",
         )
 
@@ -153,7 +146,8 @@ def _cycles(rows: Mapping[str, Any], name: str) -> int | None:
 def _missing(rows: Mapping[str, Any], name: str) -> str:
     """Why a program has no cycles."""
     note = rows.get(name, {}).get("note", "")
-    return note.split("; ")[-1] if note else "not measured"
+    refused = [part for part in note.split("; ") if part.startswith("refused")]
+    return refused[0] if refused else note or "not measured"
 
 
 def _bounds(rows: Mapping[str, Any], name: str) -> str:

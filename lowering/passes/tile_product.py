@@ -179,7 +179,7 @@ def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, 
     planes = [(side, plane) for plane in range(builder.chip.num_planes) for side in Hemisphere]
     count = min(len(planes), product.num_rows // _ROWS_PER_PLANE)
     rows = _tile_rows(0, product.contracting, builder.chip.num_lanes)
-    places = []
+    places: list[tuple[_Home, ...]] = []
     for side, plane in planes[:count] if count > 1 else [builder.next_plane()]:
         storage = builder.ones_weights(side, plane)
         tiles = tuple(WeightTile(storage, 0, size) for _, _, size in rows)

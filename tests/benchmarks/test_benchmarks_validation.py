@@ -32,7 +32,7 @@ def test_single_steps_are_exact(micro):
 
 
 def test_a_program_without_cycles_shows_its_reason():
-    rows = {"bert-base": {"cycles": None, "note": "int8 weights; refused bert-base: SRAM overflow"}}
+    rows = {"bert-base": {"cycles": None, "note": "int8 weights; refused bert-base: SRAM overflow; or less"}}
     figure = next(f for f in validation.bert_figures(rows) if f.row == 14)
     assert figure.ours == "refused bert-base: SRAM overflow"
     assert figure.ratio is None
@@ -44,8 +44,3 @@ def test_the_share_of_peak_follows_from_the_cycles():
     rows = {"gemm 1600": {"cycles": 149_760}}
     figure = next(f for f in validation.gemm_figures(rows) if "1600" in f.what)
     assert figure.ours.startswith("98.5%")
-
-
-def test_an_odd_column_tile_leaves_one_pair_of_planes_idle():
-    assert validation.gemm_whole_tiles(1600) == 2304 * 26 * 3
-    assert validation.gemm_whole_tiles(2560) == 2304 * 26 * 4 == validation.gemm_bound(2560)

@@ -151,6 +151,7 @@ ALLOWED = {
     "logistic",
     "lt",
     "max",
+    "min",
     "mul",
     "pad",
     "reduce_max",
