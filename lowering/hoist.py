@@ -38,7 +38,7 @@ _BATCHED = Elementwise | LaneReduce | Reshape | Transpose | Slice | Broadcast | 
 
 
 def hoist_resident(graph: Graph, resident_inputs: Collection[int]) -> Graph:
-    """Moves work on resident xs out of the loops of a graph; inputs and outputs keep their order. O(equations)."""
+    """Moves work on resident xs out of the loops of a graph; inputs and outputs keep their order."""
     builder = GraphBuilder()
     number = {v: builder.input(graph.avals[v]) for v in graph.inputs}
     number |= {v: builder.constant(array) for v, array in graph.constants}
@@ -70,8 +70,9 @@ def _without(builder: GraphBuilder, scan: Scan, xs: list[int], is_resident: list
         return scan, []
     outside = dict(leaves)
     constants = dict(body.constants)
+    moved = _ancestors(body, wanted)
     for equation in body.equations:
-        if equation.results[0] in _ancestors(body, wanted):
+        if equation.results[0] in moved:
             outside[equation.results[0]] = _batched(builder, body, equation, outside, constants, scan.num_iterations)
     kept = [e for e in body.equations if e.results[0] not in wanted]
     inner = dataclasses.replace(body, inputs=(*body.inputs, *wanted), equations=tuple(kept))  # type: ignore[type-var]

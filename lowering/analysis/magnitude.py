@@ -41,8 +41,12 @@ _ROUNDING = 1 + 2.0**-10
 """More than a rounding to float16, and than a few thousand roundings to float32."""
 _MIN_EPSILON = 2.0**-60
 _MOVES = Reshape | Transpose | Slice | Broadcast | Reverse
-_SAME_MAGNITUDE = frozenset(("identity", "neg", "abs", "to_float", "floor", "ceil", "round", "mask", "mask_bar"))
-_AT_MOST_THE_SUM = frozenset(("add", "sub", "max", "min", "or"))
+_SAME_MAGNITUDE = frozenset(("identity", "neg", "abs", "to_float", "mask", "mask_bar"))
+_AT_MOST_ONE_MORE = frozenset(("floor", "ceil", "round"))
+_AT_MOST_THE_SUM = frozenset(("add", "sub", "max", "min"))
+_MASKS = {Elementwise("mask"), Elementwise("mask_bar")}
+_MAX_PRODUCTS = 2
+"""A bound through more matrix products is too loose to scale by: each may lose ten bits against typical values."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -58,9 +62,10 @@ Term = tuple[float, tuple[Factor, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Magnitude:
-    """sum over terms of number * product of factors."""
+    """sum over terms of number * product of factors; num_products: matrix products behind it, factors of one added."""
 
     terms: tuple[Term, ...]
+    num_products: int = 0
 
     @property
     def number(self) -> float | None:
@@ -78,27 +83,31 @@ def constant(number: float) -> Magnitude:
 def times(*magnitudes: Magnitude | None) -> Magnitude | None:
     """Bound of a product."""
     terms: list[Term] = [(1.0, ())]
+    num_products = 0
     for magnitude in magnitudes:
         if magnitude is None:
             return None
         terms = [(a * b, tuple(sorted(v + w))) for a, v in terms for b, w in magnitude.terms]
-    return _collected(terms)
+        num_products += magnitude.num_products
+    return _collected(terms, num_products)
 
 
 def plus(*magnitudes: Magnitude | None) -> Magnitude | None:
     """Bound of a sum, or of a choice."""
-    if any(magnitude is None for magnitude in magnitudes):
+    known = [magnitude for magnitude in magnitudes if magnitude is not None]
+    if len(known) < len(magnitudes):
         return None
-    return _collected([term for magnitude in magnitudes if magnitude is not None for term in magnitude.terms])
+    return _collected([term for m in known for term in m.terms], max(m.num_products for m in known))
 
 
-def _collected(terms: Sequence[Term]) -> Magnitude | None:
+def _collected(terms: Sequence[Term], num_products: int) -> Magnitude | None:
     numbers: dict[tuple[Factor, ...], float] = {}
     for number, values in terms:
         numbers[values] = numbers.get(values, 0.0) + number
-    if len(numbers) > _MAX_TERMS or not all(number < _LARGEST for number in numbers.values()):
+    too_large = len(numbers) > _MAX_TERMS or not all(number < _LARGEST for number in numbers.values())
+    if too_large or num_products > _MAX_PRODUCTS:
         return None
-    return Magnitude(tuple((number, values) for values, number in sorted(numbers.items())))
+    return Magnitude(tuple((number, values) for values, number in sorted(numbers.items())), num_products)
 
 
 class MagnitudeAnalysis:
@@ -174,9 +183,10 @@ class MagnitudeAnalysis:
 
     def record_product(self, result: int, size: int, lhs: int, rhs: int) -> None:
         """States what is known of a product of `size` terms."""
-        found = times(constant(size * _ROUNDING), self.of(lhs), self.of(rhs))
+        product = Magnitude(((size * _ROUNDING, ()),), num_products=1)
+        found = times(product, self.of(lhs), self.of(rhs))
         if rhs in self._resident and lhs in self._norms:
-            norms = Magnitude(((_ROUNDING, (Factor(rhs, is_norm=True),)),))
+            norms = Magnitude(((_ROUNDING, (Factor(rhs, is_norm=True),)),), num_products=1)
             found = times(self._norms[lhs], norms)
         if found is not None:
             self._known[result] = found
@@ -189,6 +199,10 @@ class MagnitudeAnalysis:
     def _elementwise(self, function: str, operands: tuple[int | Immediate, ...]) -> Magnitude | None:
         if function in _SAME_MAGNITUDE:
             return self.of(operands[0])
+        if function in _AT_MOST_ONE_MORE:
+            return plus(self.of(operands[0]), constant(1.0))
+        if function == "or" and self._is_choice(operands):
+            return plus(*(self.of(x) for x in operands))
         if function == "to_fp16":
             return times(self.of(operands[0]), constant(_ROUNDING))
         if function in _AT_MOST_THE_SUM:
@@ -198,6 +212,13 @@ class MagnitudeAnalysis:
         if function == "div":
             return self._weighted_mean(operands)
         return None
+
+    def _is_choice(self, operands: tuple[int | Immediate, ...]) -> bool:
+        """or(mask(x, p), mask_bar(y, p)) is x or y; any other `or` makes new bits."""
+        first, second = (self._ranges.definition(x) for x in operands)
+        if first is None or second is None or {first.op, second.op} != _MASKS:
+            return False
+        return first.operands[1] == second.operands[1]
 
     def _norm(self, equation: Equation) -> Magnitude | None:
         """Bound of the norm over the last axis: that of a normalised value, scaled and rounded."""

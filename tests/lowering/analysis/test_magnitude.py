@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 
 from lpu_jax import lpu
 from lpu_jax.chips import tiny
-from lpu_jax.runtime.ops import LaneReduce, Scan
+from lpu_jax.lowering.lower import _input, _new_emitter
+from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import Aval, Immediate, LaneReduce, Scan
+
+FP16, INT8 = DataFormat.FP16, DataFormat.INT8
 
 N = 24
 
@@ -91,6 +95,43 @@ def test_products_under_a_static_scale_are_as_accurate_as_fp16_allows(seed, expo
     allowed = (2.0**-10 * np.abs(lhs) + 2.0**-39 * bound) @ np.abs(v.astype(np.float64))
     assert np.isfinite(ours).all()
     assert (np.abs(ours - expected) <= allowed).all()
+
+
+def magnitude_of(build):
+    """The magnitude of build(emitter, x) for a fp16 input x."""
+    emitter = _new_emitter()
+    x = _input(emitter, Aval((2, 16), "float16"), False)
+    return emitter.magnitudes.of(build(emitter, x))
+
+
+def test_rounding_to_integers_may_add_one():
+    assert magnitude_of(lambda e, x: e.elementwise("floor", x)).number == 65504 + 1
+    assert magnitude_of(lambda e, x: e.elementwise("neg", x)).number == 65504
+
+
+def test_only_a_choice_bounds_an_or():
+    def choose(emitter, x):
+        is_positive = emitter.elementwise("gt", x, Immediate(0.0, "float32"))
+        return emitter.select(is_positive, x, emitter.elementwise("neg", x), "float32")
+
+    assert magnitude_of(choose).number == 2 * 65504
+    assert magnitude_of(lambda e, x: e.elementwise("or", x, e.elementwise("neg", x), dtype="float32")) is None
+
+
+def test_a_bound_through_three_products_counts_as_unknown():
+    def after(count):
+        def build(emitter, x):
+            weights = emitter.constant(np.full((1, 16, 16), 2, np.int8))
+            value = emitter.reshape(x, (1, 2, 16))
+            for _ in range(count):
+                value = emitter.matmul(emitter.elementwise("to_fp16", value, dtype="float16"), weights, FP16, INT8)
+                value = emitter.elementwise("mul", value, Immediate(2.0**-16, "float32"))
+            return value
+
+        return magnitude_of(build)
+
+    assert after(2) is not None
+    assert after(3) is None
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
