@@ -34,7 +34,7 @@ Planes = tuple[Hemisphere, tuple[int, ...]]
 class _Tenure:
     """The tile that was installed last: its weights, its rows, and the end of its last multiplication."""
 
-    weights: tuple[int, int]
+    weights: tuple[int, int, int]
     rows: int
     free: int
 

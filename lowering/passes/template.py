@@ -112,10 +112,10 @@ class ProductTile:
     """One K tile: its load and its multiplication are placed one by one.
 
     load: time zero is the first LW; multiply: time zero is the first ABC, the plane is busy for `span` cycles.
-    weights: (storage, first row) of the tile; rows: how many of them it uses.
+    weights: (storage, first row, row of the MXM) of the tile; rows: how many of them it uses.
     """
 
-    weights: tuple[int, int]
+    weights: tuple[int, int, int]
     rows: int
     load: Template
     load_cycles: int

@@ -72,7 +72,8 @@ def build_product(memory: MemoryAccess, product: MatMulInput, count: int, acc: i
         if not (merge_own(load) and merge_own(multiply)):
             raise ScheduleError(f"schedule: the operands of a product of {count} vectors collide with themselves")
         span = count * _interval(chip, product, weight.num_rows)
-        tiles.append(ProductTile((weight.storage, weight.first), weight.num_rows, load, cycles, multiply, span))
+        place = weight.storage, weight.first, weight.lane
+        tiles.append(ProductTile(place, weight.num_rows, load, cycles, multiply, span))
     size, _ = accumulator_parts(chip)
     parts = Flexible("accumulator", False, product.hemisphere, -(-count // size), 0, 0, planes)
     span = (count - 1) * sum_interval(chip, product) + 1

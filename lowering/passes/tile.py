@@ -21,6 +21,7 @@ from lpu_jax.lowering.passes.tile_moves import view_codes
 from lpu_jax.lowering.passes.tile_product import close_chain
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand, StorageBuilder
+from lpu_jax.lowering.passes.tile_windows import Windows, find_windows
 from lpu_jax.lowering.tile_ir import (
     Binding,
     InputRef,
@@ -82,6 +83,8 @@ class Tiler:
         self.demand = demands(graph)
         self.views: dict[int, tuple[View, ...]] = {}
         self.pending: dict[int, IntArray] = {}
+        self.windows: dict[int, Windows | None] = {}  # of pending values, as far as somebody asked
+        self.uniform: set[int] = set()  # values whose vectors hold one element in all lanes
         self.targets: dict[int, tuple[View, ...]] = {}
         self.constants = dict(graph.constants)
         self.chains: dict[Domain, OpenChain] = {}
@@ -217,7 +220,7 @@ class Tiler:
     def rename_in_chain(self, value: int, result: int) -> bool:
         """A reshape over the same iteration space is another name for a value of an open chain."""
         chain = self.chain_of.get(value)
-        if chain is None or self._domain(result, chain.domain[2]) != chain.domain:
+        if chain is None or self._domain(result, chain.domain.splat, chain.domain.offsets) != chain.domain:
             return False
         chain.values[result] = chain.values[value]
         self.chain_of[result] = chain
@@ -242,15 +245,50 @@ class Tiler:
         for value in needed:
             first = same.setdefault(chain.values[value], value)
             if first != value and value not in self.targets and self.demand.get(value) == self.demand.get(first):
-                shape = self.graph.avals[value].shape
-                self.views[value] = tuple(view.with_shape(shape) for view in self.views[first])
+                self._share_places(value, first)
                 continue
-            places = self.place(value, chain.domain[2])
-            self.views[value] = places
+            places = self._result_places(value, chain.domain)
             results.append((chain.values[value], places, FORMATS[self.graph.avals[value].dtype]))
         for value in chain.values:
             self.chain_of.pop(value, None)
         self.ops += close_chain(self.builder, chain, results)
+
+    def _result_places(self, value: int, domain: Domain) -> tuple[View, ...]:
+        """Views of a chain result; windows are pending until somebody wants their rows at lane 0."""
+        if not domain.offsets:
+            self.views[value] = self.place(value, domain.splat)
+            return self.views[value]
+        aval = self.graph.avals[value]
+        places = self.builder.allocate(aval, False, self.demand.get(value, Demand()), name=f"%{value}")
+        windows = Windows(tuple(view.refs for view in places), np.frombuffer(domain.offsets, np.int64))
+        self.windows[value], self.pending[value] = windows, windows.codes(aval.shape)
+        return places
+
+    def _share_places(self, value: int, first: int) -> None:
+        """A result of a chain that is the same as another one."""
+        shape = self.graph.avals[value].shape
+        if first in self.pending:
+            self.windows[value], self.pending[value] = self.windows[first], self.pending[first].reshape(shape)
+        else:
+            self.views[value] = tuple(view.with_shape(shape) for view in self.views[first])
+
+    def close_windows(self, value: int) -> None:
+        """Emits the open chain of a value whose rows are windows; it is pending then."""
+        if value in self.chain_of and self.chain_of[value].domain.offsets:
+            self.close(self.chain_of[value])
+
+    def windows_of(self, value: int) -> Windows | None:
+        """The rows of a pending value as windows, None if it has a view or its rows are none."""
+        self.close_windows(value)
+        if value not in self.pending:
+            return None
+        if value not in self.windows:
+            found = find_windows(self.pending[value], self.chip.num_lanes)
+            other = self.builder.mirrored(found.refs[0]) if found is not None else None
+            if found is not None and other is not None:
+                found = Windows((found.refs[0], other), found.offsets)
+            self.windows[value] = found
+        return self.windows[value]
 
     def close_all(self) -> None:
         """Emits every open chain, oldest first."""
@@ -293,6 +331,7 @@ class Tiler:
             elif isinstance(op, Scan):
                 from lpu_jax.lowering.passes.tile_scan import tile_scan
 
+                self.close_all()
                 for value in [v for v in self.pending if self.uses[v] > 0]:
                     self.all_views(value)  # the loop may overwrite what it was given
                 tile_scan(self, equation, op)
@@ -304,27 +343,45 @@ class Tiler:
         self.used(equation)
         self.views[equation.results[0]] = views
 
-    def _domain(self, value: int, splat: bool) -> Domain:
+    def _domain(self, value: int, splat: bool, offsets: bytes = b"") -> Domain:
         shape = self.graph.avals[value].shape
         if splat:
-            return int(np.prod(shape, dtype=np.int64)), 1, True
-        return num_rows(shape), shape[-1], False
+            return Domain(int(np.prod(shape, dtype=np.int64)), 1, True)
+        return Domain(num_rows(shape), shape[-1], False, offsets)
 
     def _is_splat(self, value: int) -> bool:
         if value in self.chain_of:
-            return self.chain_of[value].domain[2]
+            return self.chain_of[value].domain.splat
+        if value in self.pending:
+            return default_splat(self.shape(value))
         return self.all_views(value)[0].splat
+
+    def _common_offsets(self, operands: list[int]) -> bytes:
+        """First lanes of the rows of all operands (some may hold one element per row in all lanes), b"" for lane 0."""
+        found: set[bytes] = set()
+        for value in dict.fromkeys(operands):
+            if value in self.chain_of:
+                found.add(self.chain_of[value].domain.offsets)
+            elif value not in self.uniform:
+                windows = self.windows_of(value)
+                found.add(windows.offsets.tobytes() if windows is not None else b"")
+        return next(iter(found)) if len(found) == 1 else b""
+
+    def _chain_refs(self, value: int, domain: Domain) -> IntArray:
+        """Vectors of a chain input, one per vector of the domain."""
+        if domain.offsets and value not in self.uniform:
+            windows = self.windows_of(value)
+            assert windows is not None, "_common_offsets looked at it"
+            return windows.refs[0]
+        return (self.all_views(value) if domain.splat else self.lanes_views(value))[0].refs
 
     def _elementwise(self, equation: Equation, op: Elementwise) -> None:
         result = equation.results[0]
         operands = [v for v in equation.operands if isinstance(v, int)]
         splat = all(self._is_splat(v) for v in operands)
-        domain = self._domain(result, splat)
+        domain = self._domain(result, splat, b"" if splat else self._common_offsets(operands))
         outside = {v for v in operands if v not in self.chain_of or self.chain_of[v].domain != domain}
-        refs = {}
-        for value in outside:
-            views = self.all_views(value) if splat else self.lanes_views(value)
-            refs[value] = views[0].refs
+        refs = {value: self._chain_refs(value, domain) for value in outside}
         dtypes = [self.graph.avals[v].dtype for v in operands]
         narrowing = narrow_steps(op.function, dtypes, self.graph.avals[result].dtype)
         chain = self.chains.get(domain)
@@ -333,7 +390,7 @@ class Tiler:
             if chain is not None:
                 self.close(chain)
                 outside = set(operands)
-                refs = {v: (self.all_views(v) if splat else self.lanes_views(v))[0].refs for v in operands}
+                refs = {v: self._chain_refs(v, domain) for v in operands}
             chain = self.chains[domain] = OpenChain(domain, equation.source, equation.name)
         step_operands: list[StepOperand] = []
         for operand in equation.operands:
@@ -367,9 +424,11 @@ class Tiler:
         assert isinstance(rhs, int)
         batches, rows, contracting = self.graph.avals[lhs].shape
         columns = self.graph.avals[rhs].shape[-1]
-        rhs_refs = [view.refs.reshape(batches * contracting, -1, 2) for view in self.lanes_views(rhs)]
+        places, first_columns = self._weights(rhs)
+        rhs_refs = [refs.reshape(batches * contracting, -1, 2) for refs in places]
+        activations = self._activations(lhs, self.chip.num_streams_per_load // op.rhs_format.num_bytes)
         product = ProductSource(
-            lhs=tuple(view.refs for view in self.lanes_views(lhs)),
+            lhs=activations.refs,
             lhs_format=op.lhs_format,
             rhs=rhs_refs[0],
             rhs_format=op.rhs_format,
@@ -378,18 +437,38 @@ class Tiler:
             num_rows=rows,
             contracting=contracting,
             num_column_tiles=num_tiles((columns,), self.chip.num_lanes),
+            offsets=activations.offsets,
         )
-        self._open_product(equation, (batches * rows, columns, False), product)
+        offsets = b"" if first_columns is None else np.repeat(first_columns, rows).tobytes()
+        self._open_product(equation, Domain(batches * rows, columns, False, offsets), product)
+
+    def _activations(self, value: int, rows_per_load: int) -> Windows:
+        """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""
+        windows, shape = self.windows_of(value), self.shape(value)
+        if windows is not None:
+            loaded = -(-shape[-1] // rows_per_load) * rows_per_load
+            if int(windows.offsets.max()) + loaded <= self.chip.num_mxm_rows:
+                return windows
+        views = self.lanes_views(value)
+        return Windows(tuple(view.refs for view in views), np.zeros(num_rows(shape), np.int64))
+
+    def _weights(self, value: int) -> tuple[tuple[IntArray, ...], IntArray | None]:
+        """Places of the rhs of a product, and the lane at which the columns of every matrix begin if it is not 0."""
+        windows = self.windows_of(value)
+        offsets = windows.common_offset(self.shape(value)[1]) if windows is not None else None
+        if windows is None or offsets is None:
+            return tuple(view.refs for view in self.lanes_views(value)), None
+        return windows.refs, offsets
 
     def _lane_reduce(self, equation: Equation, op: LaneReduce) -> None:
         operand = equation.operands[0]
         assert isinstance(operand, int)
         shape = self.graph.avals[operand].shape
-        views = self.lanes_views(operand)
         rows = num_rows(shape)
         if op.function == "sum":
+            activations = self._activations(operand, self.chip.num_streams_per_load)
             product = ProductSource(
-                lhs=tuple(view.refs for view in views),
+                lhs=activations.refs,
                 lhs_format=FORMATS[self.graph.avals[operand].dtype],
                 rhs=None,
                 rhs_format=FORMATS["int8"],
@@ -398,9 +477,11 @@ class Tiler:
                 num_rows=rows,
                 contracting=shape[-1],
                 num_column_tiles=1,
+                offsets=activations.offsets,
             )
-            self._open_product(equation, (rows, 1, True), product)
+            self._open_product(equation, Domain(rows, 1, True), product)
             return
+        views = self.lanes_views(operand)
         result = equation.results[0]
         targets = self.place(result, True)
         aval = self.graph.avals[operand]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,16 @@ from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Immediate
 
-Domain = tuple[int, int, bool]
-"""Iteration space of a chain: (rows, last axis, splat). Splat chains have last axis 1."""
+
+class Domain(NamedTuple):
+    """Iteration space of a chain: rows, last axis (1 for splat chains), and for windows the first lanes of all rows,
+    int64 as bytes."""
+
+    rows: int
+    last: int
+    splat: bool
+    offsets: bytes = b""
+
 
 MAX_INPUTS = 6
 """Chain inputs that fit the streams beside other work: 6 SG4 of the 8 of a direction (Assumption of ours)."""
@@ -24,7 +33,8 @@ class ProductSource:
     """A matrix product whose vectors enter a chain from the MXM instead of memory.
 
     lhs: views by hemisphere, refs [batch * rows * k_tiles, 2]; rhs refs [batch * K, n_tiles, 2] or None for a sum
-    over lanes (weights of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere.
+    over lanes (weights of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere;
+    offsets [batch * rows]: lane at which each row of lhs begins.
     """
 
     lhs: tuple[IntArray, ...]
@@ -36,6 +46,7 @@ class ProductSource:
     num_rows: int
     contracting: int
     num_column_tiles: int
+    offsets: IntArray
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -48,11 +48,15 @@ def tile_move(tiler: Tiler, equation: Equation, op: Move) -> None:
     if isinstance(op, Reshape) and tiler.rename_in_chain(operands[0], result):
         tiler.used(equation)
         return
+    for value in operands:
+        tiler.close_windows(value)
     no_fill = not (isinstance(op, Pad) and any(op.low + op.high))
     if no_fill and not any(v in tiler.pending for v in operands):
         views = _as_views(tiler, op, operands, aval)
         if views is not None:
             tiler.used(equation)
+            if not views[0].splat and all(v in tiler.uniform or tiler.view(v).splat for v in operands):
+                tiler.uniform.add(result)
             tiler.views[result] = _wanted(tiler, result, views)
             return
     codes = move_codes(op, [_codes(tiler, v) for v in operands], aval.shape, _padding(tiler, op, aval))

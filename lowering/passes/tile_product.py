@@ -42,6 +42,13 @@ class _Home:
     tiles: tuple[WeightTile, ...]
     k_tiles: tuple[int, ...]
 
+    def moved(self, offset: int) -> _Home:
+        """The same weights, loaded `offset` rows further on."""
+        if not offset:
+            return self
+        tiles = tuple(dataclasses.replace(tile, lane=tile.lane + offset) for tile in self.tiles)
+        return dataclasses.replace(self, tiles=tiles)
+
 
 def close_chain(builder: StorageBuilder, chain: OpenChain, results: Sequence[Result]) -> list[ChainOp]:
     """ChainOps that compute `results` (operand, places, format) of an open chain."""
@@ -106,10 +113,11 @@ def _products(
         formats = product.lhs_format, product.rhs_format
         return MatMulInput(activations, formats[0], home.tiles, formats[1], home.side, home.plane)
 
+    offsets = product.offsets.reshape(product.num_batches, product.num_rows)
     for batch in range(product.num_batches):
         for tile in range(tiles):
             places = _places(builder, product, batch, tile, ops, label)
-            for homes, rows in _row_blocks(builder, product.num_rows, places):
+            for homes, rows in _row_blocks(builder, offsets[batch], places):
                 vectors = (batch * product.num_rows + rows) * tiles + tile
                 terms = [multiply(home, batch, rows) for home in homes]
                 parts.append((vectors, terms[0] if len(terms) == 1 else _add_terms(builder, terms, ops, label)))
@@ -117,16 +125,21 @@ def _products(
 
 
 def _row_blocks(
-    builder: StorageBuilder, num_rows: int, places: list[tuple[_Home, ...]]
+    builder: StorageBuilder, offsets: IntArray, places: list[tuple[_Home, ...]]
 ) -> list[tuple[tuple[_Home, ...], IntArray]]:
-    """Blocks of rows that fill half of the accumulators; every place of the weights takes an equal share of rows."""
+    """Blocks of rows that fill half of the accumulators; every place of the weights takes an equal share of rows.
+
+    Rows that begin at one lane go together, with the weights at the same rows of the MXM.
+    """
     block = max(1, builder.chip.num_accumulator_vectors // 2)
-    shares = [i * num_rows // len(places) for i in range(len(places) + 1)]
-    edges = sorted({*range(0, num_rows, block), *shares})
     blocks = []
-    for start, stop in itertools.pairwise(edges):
-        place = max(i for i in range(len(places)) if shares[i] <= start)
-        blocks.append((places[place], np.arange(start, stop)))
+    for offset in np.unique(offsets).tolist():
+        rows = np.nonzero(offsets == offset)[0]
+        shares = [i * len(rows) // len(places) for i in range(len(places) + 1)]
+        edges = sorted({*range(0, len(rows), block), *shares})
+        for start, stop in itertools.pairwise(edges):
+            place = max(i for i in range(len(places)) if shares[i] <= start)
+            blocks.append((tuple(home.moved(offset) for home in places[place]), rows[start:stop]))
     return blocks
 
 

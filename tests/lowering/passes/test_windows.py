@@ -1,0 +1,150 @@
+"""Windows: heads of a row are used where they lie, and come back together without the SXM."""
+
+import numpy as np
+import pytest
+from helpers import Sketch, assert_agrees
+
+from lpu_jax.chips import groqchip1, tiny
+from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.passes.tile_windows import find_windows
+from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput
+from lpu_jax.runtime.ops import Broadcast, Concatenate, Immediate, Reshape, Slice, Transpose
+
+
+def ops_of(graph, chip):
+    return [op for block in tile(graph, chip).blocks for op in block.ops]
+
+
+def num_sxm_ops(graph, chip):
+    return sum(not isinstance(op, ChainOp) for op in ops_of(graph, chip))
+
+
+def weight_rows(graph, chip):
+    """First MXM row of every weight tile, product by product."""
+    products = [i for op in ops_of(graph, chip) if isinstance(op, ChainOp) for i in op.inputs]
+    return [tuple(tile.lane for tile in p.weights) for p in products if isinstance(p, MatMulInput)]
+
+
+def heads_of(s, x, num_heads):
+    """[rows, heads * width] as [heads, rows, width]."""
+    rows, width = s.avals[x].shape[0], s.avals[x].shape[1] // num_heads
+    split = s.op(Reshape(), x, shape=(rows, num_heads, width))
+    return s.op(Transpose((1, 0, 2)), split, shape=(num_heads, rows, width))
+
+
+def joined(s, x):
+    """[heads, rows, width] as [rows, heads * width]."""
+    heads, rows, width = s.avals[x].shape
+    swapped = s.op(Transpose((1, 0, 2)), x, shape=(rows, heads, width))
+    return s.op(Reshape(), swapped, shape=(rows, heads * width))
+
+
+def over_columns(s, x, columns):
+    """[..., 1] broadcast to [..., columns]."""
+    shape = s.avals[x].shape
+    return s.op(Broadcast(tuple(range(len(shape)))), x, shape=(*shape[:-1], columns))
+
+
+@pytest.mark.parametrize(("chip", "heads", "width"), [(tiny, 2, 8), (groqchip1, 5, 64), (groqchip1, 7, 64)])
+def test_heads_are_multiplied_where_they_lie(chip, heads, width):
+    s = Sketch(seed=heads)
+    q = s.fn("to_fp16", s.random((3, heads * width)), dtype="float16")
+    graph = s.build((s.matmul(heads_of(s, q, heads), s.random((heads, width, 6), "float16")),))
+    assert num_sxm_ops(graph, chip) == 0
+    per_vector = chip.num_lanes // width
+    assert sorted(weight_rows(graph, chip)) == sorted((h % per_vector * width,) for h in range(heads))
+    assert_agrees(graph, chip, s.arguments)
+
+
+def test_rows_of_one_matrix_may_begin_at_different_lanes():
+    s = Sketch(seed=1)
+    q = s.fn("to_fp16", s.random((5, 16)), dtype="float16")
+    rows = s.op(Reshape(), q, shape=(1, 10, 8))  # row 2 r + h is head h of row r
+    graph = s.build((s.matmul(rows, s.random((1, 8, 6), "float16")),))
+    assert num_sxm_ops(graph, tiny) == 0
+    assert weight_rows(graph, tiny) == [(0,), (8,)]
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_weights_that_are_windows_give_columns_that_join_on_the_vxm():
+    s = Sketch(seed=2)
+    weights = s.fn("to_fp16", s.random((4, 3, 7)), dtype="float16")
+    v = s.fn("to_fp16", s.random((7, 16)), dtype="float16")
+    mixed = s.matmul(weights, heads_of(s, v, 4))
+    scaled = s.fn("mul", mixed, over_columns(s, s.random((4, 3, 1)), 4))
+    graph = s.build((joined(s, scaled),))
+    assert num_sxm_ops(graph, tiny) == 0
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_lanes_beside_a_window_do_not_leak():
+    """Infinities and NaN of one head stay in its columns, though every head is multiplied with all columns."""
+    s = Sketch(seed=3)
+    v = s.random((6, 16))
+    s.arguments[0][:, 4:8] = np.inf
+    s.arguments[0][:, 12:] = np.nan
+    v16 = s.fn("to_fp16", v, dtype="float16")
+    weights = s.fn("to_fp16", s.random((4, 3, 6)), dtype="float16")
+    graph = s.build((joined(s, s.matmul(weights, heads_of(s, v16, 4))),))
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_sums_over_the_lanes_of_a_window():
+    s = Sketch(seed=4)
+    graph = s.build((s.reduce("sum", s.fn("abs", heads_of(s, s.random((5, 192)), 3))),))
+    assert num_sxm_ops(graph, groqchip1) == 0
+    assert_agrees(graph, groqchip1, s.arguments)
+
+
+def test_elementwise_results_stay_where_their_operands_are():
+    s = Sketch(seed=5)
+    x, y = (heads_of(s, s.random((5, 16)), 4) for _ in range(2))
+    total = s.fn("add", s.fn("mul", x, Immediate(3.0, "float32")), y)
+    graph = s.build((joined(s, total), total))
+    ops = ops_of(graph, tiny)
+    assert isinstance(ops[0], ChainOp)
+    assert [step.function for step in ops[0].steps][-2:] == ["mul", "add"]
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_operands_that_begin_at_different_lanes_meet_at_lane_0():
+    s = Sketch(seed=6)
+    x = s.random((5, 16))
+    low = s.op(Slice((0, 0), (5, 4), (1, 1)), x, shape=(5, 4))
+    high = s.op(Slice((0, 8), (5, 12), (1, 1)), x, shape=(5, 4))
+    middle = s.op(Slice((0, 4), (5, 8), (1, 1)), x, shape=(5, 4))
+    graph = s.build((s.fn("add", s.fn("sub", low, high), middle), s.fn("add", s.random((5, 4)), high)))
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_windows_whose_weights_would_leave_the_mxm_are_moved():
+    """The last load of 8 rows of fp16 would begin at row 13 of 16."""
+    s = Sketch(seed=7)
+    q = s.fn("to_fp16", s.random((3, 16)), dtype="float16")
+    tail = s.op(Slice((0, 13), (3, 16), (1, 1)), q, shape=(3, 3))
+    graph = s.build((s.matmul(s.op(Reshape(), tail, shape=(1, 3, 3)), s.random((1, 3, 5), "float16")),))
+    assert weight_rows(graph, tiny) == [(0,)]
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_a_loop_carries_what_was_a_window():
+    body = Sketch()
+    carry = body.random((3, 8))
+    both = body.op(Concatenate(1), carry, body.fn("neg", carry), shape=(3, 16))
+    upper = body.op(Slice((0, 8), (3, 16), (1, 1)), body.fn("abs", both), shape=(3, 8))
+    inner = body.build((body.fn("add", upper, Immediate(1.0, "float32")),))
+    s = Sketch(seed=8)
+    graph = s.build(s.scan(inner, (), (s.random((3, 8)),), (), 3))
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_find_windows():
+    lanes = np.arange(4)
+    rows = np.stack([(5 << 10) + 3 + lanes, (9 << 10) + 12 + lanes])
+    found = find_windows(rows, 16)
+    assert found.offsets.tolist() == [3, 12]
+    assert np.array_equal(found.codes((2, 4)), rows)
+    assert find_windows(rows + 1, 16) is None  # the second row leaves its vector
+    assert find_windows(rows[:, ::-1], 16) is None
+    assert find_windows(rows[:, :1], 16) is None  # single elements lie in all lanes elsewhere
+    assert find_windows(np.where(rows == rows[0, 2], -1, rows), 16) is None
