@@ -1,8 +1,9 @@
 """Rule of dot_general: any dimension numbers become [B, M, K] x [B, K, N]; float32 operands enter the MXM as float16.
 
 An exact power of two brings a float32 operand into the range of float16: per row of the lhs, 2^-e puts the sum of
-magnitudes into [2^14, 2^15); per matrix of the rhs it puts the largest magnitude there. The product is multiplied by
-the inverse powers, so it is the exactly summed, once rounded product of the operands rounded to float16.
+magnitudes into [2^14, 2^15); per matrix of the rhs it puts the sum of the largest magnitudes along its last axis (as
+the user wrote it) there. The product is multiplied by the inverse powers, so it is the exactly summed, once rounded
+product of the operands rounded to float16.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lpu_jax.lowering.passes.tile_storage import FORMATS
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
 from lpu_jax.lowering.rules.reductions import fold_axis
+from lpu_jax.lowering.rules.views import behind_moves
 from lpu_jax.runtime.isa import DataFormat
 
 _EXPONENT_MASK = 0x7F800000
@@ -50,7 +52,8 @@ def _reciprocal_power(ctx: RuleContext, power: int) -> Operand:
 
 
 def _narrow(ctx: RuleContext, x: int) -> int:
-    return convert(ctx, x, "float32", "float16")  # type: ignore[return-value]
+    moved = behind_moves(ctx, x, slices=True)
+    return moved.outward(ctx, convert(ctx, moved.base, "float32", "float16"))  # type: ignore[return-value]
 
 
 def _is_safe(ctx: RuleContext, x: int) -> bool:
@@ -60,7 +63,16 @@ def _is_safe(ctx: RuleContext, x: int) -> bool:
 
 def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
     inverse = _inverse_scale(ctx, size)
-    scaled = ctx.elementwise("mul", x, _reciprocal_power(ctx, inverse))
+    power = _reciprocal_power(ctx, inverse)
+    shape = ctx.aval(power).shape
+    if shape[-2] > 1:  # one power per row
+        return _narrow(ctx, ctx.elementwise("mul", x, power)), DataFormat.FP16, inverse  # type: ignore[arg-type]
+    moved = behind_moves(ctx, x, slices=shape[0] == 1)
+    if shape[0] == 1:
+        powers = ctx.broadcast_to(ctx.reshape(power, ()), ctx.aval(moved.base).shape)
+    else:
+        powers = moved.inward(ctx, ctx.broadcast_to(power, ctx.aval(x).shape))
+    scaled = moved.outward(ctx, ctx.elementwise("mul", moved.base, powers))
     return _narrow(ctx, scaled), DataFormat.FP16, inverse  # type: ignore[arg-type]
 
 
@@ -70,16 +82,22 @@ def _scaled_lhs(ctx: RuleContext, x: int) -> Scaled:
 
 
 def _scaled_rhs(ctx: RuleContext, x: int) -> Scaled:
-    """Per-matrix scale of [B, K, N]; known contents are scaled at once."""
+    """Per-matrix scale of [B, K, N], or of its transpose; known contents are scaled at once."""
     content = ctx.builder.constant_of(x)
     if content is not None:
         return _scaled_constant(ctx, content)
-    lanes = ctx.lane_reduce("max", ctx.elementwise("abs", x))  # type: ignore[arg-type]
 
     def larger(a: int, b: int) -> int:
         return ctx.elementwise("max", a, b)  # type: ignore[return-value]
 
-    return _scale(ctx, x, fold_axis(ctx, lanes, 1, larger))
+    moved = behind_moves(ctx, x)
+    sizes: int = ctx.elementwise("abs", moved.base)  # type: ignore[assignment]
+    axis, shape = moved.axis_of_rows(), ctx.aval(x).shape
+    if axis is None:
+        largest = fold_axis(ctx, moved.outward(ctx, sizes), 1, larger)  # type: ignore[arg-type]
+    else:
+        largest = ctx.reshape(fold_axis(ctx, sizes, axis, larger), (shape[0], 1, shape[2]))  # type: ignore[assignment]
+    return _scale(ctx, x, ctx.lane_reduce("sum", largest))
 
 
 def _scaled_constant(ctx: RuleContext, content: np.ndarray) -> Scaled:
@@ -95,8 +113,10 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
     """A scale that is known when resident arguments are; it brings the magnitude, rounded up, below 2^15."""
     if magnitude.number is not None:
         exponent = max(-126, min(126, math.frexp(magnitude.number)[1] - 1 - _TARGET_EXPONENT))
-        scaled = ctx.elementwise("mul", x, ctx.immediate(2.0**-exponent)) if exponent else x
-        return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[arg-type]
+        moved = behind_moves(ctx, x, slices=True)
+        scaled = ctx.elementwise("mul", moved.base, ctx.immediate(2.0**-exponent)) if exponent else moved.base
+        narrow = moved.outward(ctx, _narrow(ctx, scaled))  # type: ignore[arg-type]
+        return narrow, DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[return-value]
     total: Operand = ctx.immediate(0.0)
     for number, factors in magnitude.terms:
         term: Operand = ctx.immediate(number)
@@ -189,6 +209,12 @@ def _dot_general(
     if 0 in (*ctx.avals_in[0].shape, *ctx.avals_in[1].shape):
         raise ctx.unsupported("a product of an empty array")
     is_wide = ctx.precision == "highest" or _is_highest(precision)
+    swapped = _is_better_swapped(ctx, (lhs_id, rhs_id), (lhs_contract, rhs_contract))
+    if swapped:
+        lhs_id, lhs_batch, lhs_contract, rhs_id, rhs_batch, rhs_contract = (
+            *(rhs_id, rhs_batch, rhs_contract),
+            *(lhs_id, lhs_batch, lhs_contract),
+        )
     lhs_id = _normal_form(ctx, lhs_id, lhs_batch, lhs_contract, True)
     left, left_format, left_scale = _enter(ctx, lhs_id, True, is_wide)
     right, right_format, right_scale = _enter_rhs(ctx, rhs_id, rhs_batch, rhs_contract, is_wide)
@@ -199,16 +225,35 @@ def _dot_general(
         result = ctx.elementwise("mul", result, scale, dtype=target if i == len(scales) - 1 else "float32")
     if not scales:
         result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
+    if swapped:
+        result = ctx.transpose(result, (0, 2, 1))
     return [ctx.reshape(result, ctx.avals_out[0].shape)]
 
 
+def _is_better_swapped(ctx: RuleContext, operands: Sequence[int], contract: Sequence[Sequence[int]]) -> bool:
+    """Whether the transposed product needs fewer transpositions: (a b)^T = b^T a^T, and the sums are the same.
+
+    The contracting axis should be the last one of the lhs, and not of the rhs. If neither is so, as in
+    einsum("bhqk,bkhd->bqhd"), which JAX writes as v . p, both operands would be transposed; swapped it is only the
+    result, which the caller transposes back as a rule.
+    """
+    last = [len(ctx.aval(x).shape) - 1 in axes for x, axes in zip(operands, contract, strict=True)]
+    same = ctx.aval(operands[0]).dtype == ctx.aval(operands[1]).dtype
+    has_rows = all(len(ctx.aval(x).shape) > len(axes) for x, axes in zip(operands, contract, strict=True))
+    constant = any(ctx.builder.constant_of(x) is not None for x in operands)
+    return same and has_rows and not constant and not last[0] and last[1]
+
+
 def _enter_rhs(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int], is_wide: bool) -> Scaled:
-    """The rhs in normal form; known contents are moved at once."""
+    """The rhs in normal form, transposed when it is narrow; known contents are moved at once."""
     content = ctx.builder.constant_of(x)
     if content is not None:
         free = [i for i in range(content.ndim) if i not in batch and i not in contract]
         sizes = [math.prod(content.shape[i] for i in group) for group in (batch, contract, free)]
         x = ctx.constant(content.transpose(*batch, *contract, *free).reshape(sizes))
+    elif len(ctx.aval(x).shape) - 1 in contract:
+        x, entered, scale = _enter(ctx, _normal_form(ctx, x, batch, contract, True), False, is_wide)
+        return ctx.transpose(x, (0, 2, 1)), entered, scale  # type: ignore[return-value]
     else:
         x = _normal_form(ctx, x, batch, contract, False)
     return _enter(ctx, x, False, is_wide)

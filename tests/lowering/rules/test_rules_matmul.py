@@ -10,7 +10,7 @@ from lpu_jax.lowering.prune import split_resident
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 from lpu_jax.runtime.execute import execute
 from lpu_jax.runtime.isa import DataFormat
-from lpu_jax.runtime.ops import Elementwise, MatMul
+from lpu_jax.runtime.ops import Elementwise, MatMul, Transpose
 
 DIMENSION_NUMBERS = [
     ((4, 6), (6, 5), (((1,), (0,)), ((), ()))),
@@ -26,6 +26,7 @@ DIMENSION_NUMBERS = [
     ((3, 4), (5, 2), (((), ()), ((), ()))),
     ((1, 1), (1, 1), (((1,), (0,)), ((), ()))),
     ((3, 7), (3, 7), (((1,), (1,)), ((0,), (0,)))),
+    ((2, 6, 4), (2, 5, 6), (((1,), (2,)), ((0,), (0,)))),
 ]
 
 
@@ -40,9 +41,26 @@ def _rounded_lhs(x, contract):
 
 
 def _rounded_rhs(x, batch, contract):
-    other = tuple(i for i in range(x.ndim) if i not in batch)
-    scale = _power_of_two(np.abs(x.astype(np.float64)).max(axis=other, keepdims=True))
+    """The sum of the largest values along the last axis as it was written, and the axes of its kind, decides."""
+    free = tuple(i for i in range(x.ndim) if i not in batch and i not in contract)
+    summed, rest = (contract, free) if x.ndim - 1 in contract else (free, contract)
+    largest = np.abs(x.astype(np.float64)).max(axis=tuple(rest), keepdims=True)
+    scale = _power_of_two(largest.sum(axis=tuple(summed), keepdims=True).astype(np.float32))
     return (x / scale).astype(np.float16).astype(np.float64) * scale
+
+
+def _is_swapped(lhs, rhs, numbers):
+    """The operand whose contracting axis is the last one is the lhs of the MXM, if the other one's is not."""
+    (lhs_contract, rhs_contract), _ = numbers
+    has_rows = lhs.ndim > len(lhs_contract) and rhs.ndim > len(rhs_contract)
+    return has_rows and lhs.ndim - 1 not in lhs_contract and rhs.ndim - 1 in rhs_contract
+
+
+def _rounded_operands(lhs, rhs, numbers):
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers
+    if _is_swapped(lhs, rhs, numbers):
+        return _rounded_rhs(lhs, lhs_batch, lhs_contract), _rounded_lhs(rhs, rhs_contract)
+    return _rounded_lhs(lhs, lhs_contract), _rounded_rhs(rhs, rhs_batch, rhs_contract)
 
 
 def _float64_dot(lhs, rhs, numbers):
@@ -55,8 +73,7 @@ def _float64_dot(lhs, rhs, numbers):
 def test_a_float32_product_is_that_of_scaled_float16_operands(on_lpu, random, lhs_shape, rhs_shape, numbers, magnitude):
     lhs = (random.normal(size=lhs_shape) * magnitude).astype(np.float32)
     rhs = random.normal(size=rhs_shape).astype(np.float32)
-    (lhs_contract, rhs_contract), (_, rhs_batch) = numbers
-    wanted = _float64_dot(_rounded_lhs(lhs, lhs_contract), _rounded_rhs(rhs, rhs_batch, rhs_contract), numbers)
+    wanted = _float64_dot(*_rounded_operands(lhs, rhs, numbers), numbers)
     # float64 sums of 11-bit x 11-bit products over less than 2^10 terms are exact enough to decide the rounding
     np.testing.assert_array_equal(
         on_lpu(lambda a, b: lax.dot_general(a, b, numbers), lhs, rhs), wanted.astype(np.float32)
@@ -182,3 +199,36 @@ def test_int8_weights_have_an_identity_prologue(lowered):
 def test_products_of_int32_are_refused(lowered):
     with pytest.raises(UnsupportedPrimitiveError, match=r"products of \['int32'\] to int32"):
         lowered(jnp.matmul, np.ones((2, 2), np.int32), np.ones((2, 2), np.int32))
+
+
+def test_attention_over_values_transposes_neither_operand(lowered, random):
+    """JAX writes this einsum as v . p and transposes the result; p and v are used as they are."""
+    p, v = jax.nn.softmax(random.normal(size=(2, 3, 5, 6))), random.normal(size=(2, 6, 3, 4))
+    graph = lowered(lambda p, v: jnp.einsum("bhqk,bkhd->bqhd", p, v), p.astype(np.float16), v.astype(np.float16))
+    maker = {result: e for e in graph.equations for result in e.results}
+    (product,) = [e for e in graph.equations if isinstance(e.op, MatMul)]
+    pending = list(product.operands)
+    while pending:
+        made = maker.get(pending.pop())
+        if made is not None:
+            assert not (isinstance(made.op, Transpose) and made.op.permutation[-1] != len(made.op.permutation) - 1)
+            pending += made.operands
+
+
+def test_slices_of_one_operand_share_its_scale_and_rounding(lowered):
+    def heads(x, y):
+        bounded = jnp.clip(x, -50.0, 50.0)
+        return bounded[:, :4] @ y, bounded[:, 4:] @ y
+
+    graph = lowered(heads, np.zeros((3, 8), np.float32), np.zeros((4, 5), np.float16))
+    assert sum(e.op == Elementwise("to_fp16") for e in graph.equations) == 1
+
+
+def test_heads_of_the_rhs_are_scaled_one_by_one(on_lpu, random):
+    """A head that is 2^60 times smaller keeps its accuracy, though the scale is applied to whole rows."""
+    q, k = random.normal(size=(2, 3, 4)).astype(np.float32), random.normal(size=(5, 2, 4)).astype(np.float32)
+    k[:, 1] *= np.float32(2.0**-60)
+    scores = on_lpu(lambda q, k: jnp.einsum("hqd,khd->hqk", q, k), q, k)
+    exact = np.einsum("hqd,khd->hqk", q.astype(np.float64), k.astype(np.float64))
+    bound = np.einsum("hqd,khd->hqk", abs(q).astype(np.float64), abs(k).astype(np.float64)) * 2.0**-9
+    assert (abs(scores - exact) <= bound).all()
