@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from lpu_jax.lowering.analysis.contention import Contention, companions, contention, streamed
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
     GatherInput,
@@ -23,7 +24,6 @@ from lpu_jax.lowering.tile_ir import (
     PermuteOp,
     Storage,
     SxmUnit,
-    TileBlock,
     TileGraph,
     TileOp,
     TransposeOp,
@@ -133,58 +133,6 @@ def _read_before_written(ops: tuple[TileOp, ...], storage: int) -> bool:
     return False
 
 
-LONG_RUN = 64
-"""Products of so many rows read and write their storages most of the time."""
-
-
-def apart(tiles: TileGraph) -> list[set[int]]:
-    """For every storage, those used together with it and that should lie in other slices: by one op, or as operand
-    and result of two long products, which overlap."""
-    found: list[set[int]] = [set() for _ in tiles.storages]
-    for block in tiles.blocks:
-        streamed, results = _streamed(block.ops)
-        for storage in streamed:
-            found[storage] |= results - {storage}
-        for storage in results:
-            found[storage] |= streamed - {storage}
-        for ops in _side_by_side(tiles, block):
-            groups = [group for op in ops for group in _operand_groups(op)]
-            for i, group in enumerate(groups):
-                others = {s for j, other in enumerate(groups) if j != i for s in other}
-                for storage in group:
-                    found[storage] |= others - {storage}
-    return found
-
-
-def companions(tiles: TileGraph) -> dict[int, int]:
-    """For storages of chains that run side by side: the number of the operand that a storage is part of.
-
-    One operand of one such chain should lie in one slice group, so that its neighbours find slices of their own.
-    """
-    found: dict[int, int] = {}
-    numbers = itertools.count()
-    for block in tiles.blocks:
-        for ops in _side_by_side(tiles, block):
-            for group in (group for op in ops if len(ops) > 1 for group in _operand_groups(op)):
-                number = next(numbers)
-                for storage in group:
-                    found.setdefault(storage, number)
-    return found
-
-
-def _side_by_side(tiles: TileGraph, block: TileBlock) -> list[list[TileOp]]:
-    """The ops of a block; neighbours that are parts of one chain and may run at once are together."""
-    numbers = itertools.count()
-
-    def key(op: TileOp) -> tuple[object, ...]:
-        if not isinstance(op, ChainOp) or not all(isinstance(item, MemoryInput) for item in op.inputs):
-            return (next(numbers),)
-        sides = [tiles.storages[group[0]].hemisphere for group in _operand_groups(op)]
-        return (*op.steps, op.source, op.name, *sides)
-
-    return [list(ops) for _, ops in itertools.groupby(block.ops, key=key)]
-
-
 def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
     """For every storage, those that cannot share a slice with it: distributors take data and maps in the same cycle."""
     found: list[set[int]] = [set() for _ in tiles.storages]
@@ -198,41 +146,6 @@ def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
     return found
 
 
-def _streamed(ops: tuple[TileOp, ...]) -> tuple[set[int], set[int]]:
-    """Storages of the activations and of the results of all long products of a block."""
-    activations: set[int] = set()
-    results: set[int] = set()
-    for op in ops:
-        items = op.inputs if isinstance(op, ChainOp) else ()
-        products = [item for item in items if isinstance(item, MatMulInput)]
-        if products and len(products[0].activations[0]) >= LONG_RUN:
-            activations |= {s for item in products for refs in item.activations for s in _ids(refs)}
-            results |= set(op_writes(op))
-    return activations, results
-
-
-def _operand_groups(op: TileOp) -> list[list[int]]:
-    """Storages of every operand and result that one op uses at the same time."""
-    if isinstance(op, TransposeOp):
-        return [_ids(op.source_refs), _ids(op.targets)]
-    if isinstance(op, PermuteOp):
-        return [_ids(op.source_refs), _ids(op.maps), _ids(op.targets)]
-    groups: list[list[int]] = []
-    for item in op.inputs:
-        if isinstance(item, MemoryInput):
-            groups.append(_ids(item.refs))
-        elif isinstance(item, GatherInput):
-            groups += [_ids(item.maps), [item.table]]
-        else:
-            groups += [[s for refs in item.activations for s in _ids(refs)], [w.storage for w in item.weights]]
-    for output in op.outputs:
-        if isinstance(output, MemoryOutput):
-            groups.append(_ids(output.refs))
-        else:
-            groups += [_ids(output.maps), [output.table]]
-    return groups
-
-
 class _Slots:
     """Address ranges taken in every slice: (first, stop, live start, live end, storage)."""
 
@@ -243,21 +156,24 @@ class _Slots:
         }
 
     def fit(
-        self, side: Hemisphere, slices: tuple[int, ...], size: int, live: tuple[int, int] | None, one_bank: bool
+        self, side: Hemisphere, slices: tuple[int, ...], size: int, live: tuple[int, int] | None, bank: int | None
     ) -> int | None:
-        """Lowest base at which `size` addresses are free in all slices; live=None means never used by anybody."""
+        """Lowest base at which `size` addresses are free in all slices, within one bank if it is given.
+
+        live=None: addresses that were never used by anybody.
+        """
         blocked = sorted(
             (first, stop)
             for s in slices
             for first, stop, start, end, _ in self.taken[side, s]
             if live is None or (start <= live[1] and live[0] <= end)
         )
-        bank = self.chip.num_addresses_per_bank
+        end = self.chip.num_addresses_per_slice
         base = 0
-        for first, stop in [*blocked, (self.chip.num_addresses_per_slice, self.chip.num_addresses_per_slice)]:
-            if one_bank and base // bank != (base + size - 1) // bank:
-                base = (base // bank + 1) * bank
-            if base + size <= first:
+        if bank is not None:
+            base, end = (number * self.chip.num_addresses_per_bank for number in (bank, bank + 1))
+        for first, stop in [*blocked, (end, end)]:
+            if base + size <= min(first, end):
                 return base
             base = max(base, stop)
         return None
@@ -287,7 +203,7 @@ def slice_sets(chip: ChipSpec, hemisphere: Hemisphere) -> tuple[tuple[int, ...],
 
 
 def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, ...]]:
-    """Slice groups to try, best first."""
+    """Slice groups to try, those that are best if nothing else is there first."""
     near, sets = slice_sets(chip, storage.hemisphere)
     if storage.plane is not None:
         return [sets[storage.plane]]
@@ -319,42 +235,57 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     slots = _Slots(chip)
     places: list[Place | None] = [None] * len(tiles.storages)
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
-    neighbours, strict, operand_of = apart(tiles), _strictly_apart(tiles), companions(tiles)
+    costs, strict, operand_of = contention(tiles), _strictly_apart(tiles), companions(tiles)
     homes: dict[int, list[tuple[int, ...]]] = {}
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
-    streamed = {s for block in tiles.blocks for s in _streamed(block.ops)[0]}
+    fixed_turn = {s for block in tiles.blocks for s in streamed(block)}
     order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
     for turn, storage in enumerate(order):
         live = ranges[storage.id]
         if live[1] < live[0]:
             continue
-        size = storage.num_addresses
-        one_bank = storage.id in written
-        busy, never = (_traffic(tiles, places, storage, each[storage.id]) for each in (neighbours, strict))
-        turn = 0 if storage.id in streamed else turn  # few slices, so that results find others
-        candidates = [slices for slices in _candidates(chip, storage, turn) if never.keys().isdisjoint(slices)]
+        busy = _Busy(tiles, places, storage, costs[storage.id])
+        never = {s for other in strict[storage.id] for s in _slices(tiles, places, storage, other)}
+        turn = 0 if storage.id in fixed_turn else turn  # few slices, so that results find others
+        candidates = [slices for slices in _candidates(chip, storage, turn) if never.isdisjoint(slices)]
         home = homes.setdefault(operand_of[storage.id], []) if storage.id in operand_of else []
         candidates.sort(key=lambda slices: slices not in home)
-        found = _search(slots, storage, candidates, live, busy, one_bank)
+        found = _search(slots, storage, candidates, live, busy, storage.id in written)
         if found is None:
             raise overflow(tiles, storage)
-        reuses[storage.id] = slots.take(storage.hemisphere, found, size, live, storage.id)
+        reuses[storage.id] = slots.take(storage.hemisphere, found, storage.num_addresses, live, storage.id)
         places[storage.id] = found
         home.append(found.slices)
     return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
 
 
-def _traffic(
-    tiles: TileGraph, places: Sequence[Place | None], storage: Storage, others: Collection[int]
-) -> dict[int, int]:
-    """Words that other storages have per slice of the hemisphere of a storage; each is read about once."""
-    words: dict[int, int] = {}
-    for other in sorted(others):
-        spot = places[other]
-        if spot is not None and tiles.storages[other].hemisphere == storage.hemisphere:
-            for s in spot.slices:
-                words[s] = words.get(s, 0) + tiles.storages[other].num_addresses
-    return words
+def _slices(tiles: TileGraph, places: Sequence[Place | None], storage: Storage, other: int) -> tuple[int, ...]:
+    """Slices of another storage, if it has a place in the same hemisphere."""
+    spot = places[other]
+    return spot.slices if spot is not None and tiles.storages[other].hemisphere == storage.hemisphere else ()
+
+
+class _Busy:
+    """Cycles that a storage would lose in every slice of its hemisphere, whatever its bank or in one of the two."""
+
+    def __init__(
+        self, tiles: TileGraph, places: Sequence[Place | None], storage: Storage, costs: dict[int, Contention]
+    ) -> None:
+        self.cycles: dict[tuple[int, int], int] = {}
+        per_bank = tiles.chip.num_addresses_per_bank
+        for other, cost in costs.items():
+            spot, size = places[other], tiles.storages[other].num_addresses
+            for s in _slices(tiles, places, storage, other):
+                assert spot is not None
+                for bank in range(2):
+                    shared = spot.base // per_bank <= bank <= (spot.base + size - 1) // per_bank
+                    lost = cost.slice_cost + (cost.bank_cost if shared else 0)
+                    self.cycles[s, bank] = self.cycles.get((s, bank), 0) + lost
+
+    def cost(self, slices: tuple[int, ...], bank: int | None) -> int:
+        """Cycles lost in some slices; without a bank those of both count."""
+        banks = (0, 1) if bank is None else (bank,)
+        return sum(self.cycles.get((s, b), 0) for s in slices for b in banks)
 
 
 def _search(
@@ -362,20 +293,18 @@ def _search(
     storage: Storage,
     candidates: list[tuple[int, ...]],
     live: tuple[int, int],
-    busy: dict[int, int],
-    one_bank: bool,
+    busy: _Busy,
+    is_written: bool,
 ) -> Place | None:
-    """First free place: apart from its neighbours and never used before; then reusing; then where neighbours have the
-    fewest words."""
-    size = storage.num_addresses
-    one_bank = one_bank and size <= slots.chip.num_addresses_per_bank
-    clear = [slices for slices in candidates if busy.keys().isdisjoint(slices)]
-    mixed = [slices for slices in candidates if not busy.keys().isdisjoint(slices)]
-    mixed.sort(key=lambda slices: sum(busy.get(s, 0) for s in slices))
-    for group in (clear, mixed):
+    """The free place that costs least; among equals one that was never used before."""
+    one_bank = is_written and storage.num_addresses <= slots.chip.num_addresses_per_bank
+    options = [(slices, bank) for slices in candidates for bank in ((0, 1) if one_bank else (None,))]
+    priced = sorted(((busy.cost(*option), option) for option in options), key=lambda pair: pair[0])
+    for _, equals in itertools.groupby(priced, key=lambda pair: pair[0]):
+        choices = [option for _, option in equals]
         for fresh in (None, live):
-            for slices in group:
-                base = slots.fit(storage.hemisphere, slices, size, fresh, one_bank)
+            for slices, bank in choices:
+                base = slots.fit(storage.hemisphere, slices, storage.num_addresses, fresh, bank)
                 if base is not None:
                     return Place(slices, base)
     return None
