@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
-from lpu_jax.lowering.passes.template import Flexible, Key, Template, stream_direction
+from lpu_jax.lowering.passes.template import ALTERNATE, Flexible, Key, Template, stream_direction
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
 from lpu_jax.runtime.isa import sxm_queue
@@ -58,6 +58,47 @@ def accumulator_parts(chip: ChipSpec) -> tuple[int, int]:
     """(vectors of a part, number of parts) of the accumulators of a plane."""
     size = max(1, chip.num_accumulator_vectors // NUM_ACCUMULATOR_PARTS)
     return size, chip.num_accumulator_vectors // size
+
+
+def is_port(key: Key) -> bool:
+    """Whether a key is a port or bank of a MEM slice; those have one table for even and one for odd cycles."""
+    return key[0] in ("R", "W", "B")
+
+
+def booked_keys(key: Key, start: int) -> tuple[Key, ...]:
+    """Keys of the tables that an interval from cycle `start` on takes."""
+    if not is_port(key):
+        return (key,)
+    if key[-1] == ALTERNATE:
+        return ((*key[:-1], start % 2),)
+    return ((*key, 0), (*key, 1))
+
+
+class _Fixed:
+    """One fixed booking of a template: an interval of a table, or of the tables for even and odd cycles."""
+
+    __slots__ = ("end", "even", "is_alternate", "odd", "start")
+
+    def __init__(self, tables: Tables, key: Key, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self.is_alternate = key[-1] == ALTERNATE
+        if is_port(key):
+            base = key[:-1] if self.is_alternate else key
+            self.even, self.odd = tables[*base, 0], tables[*base, 1]
+        else:
+            self.even = self.odd = tables[key]
+
+    def free_from(self, time: int) -> int:
+        """First time zero >= `time` at which the interval is free, as far as the next interval in the way tells."""
+        start, end = time + self.start, time + self.end
+        if self.is_alternate:
+            own, other = (self.even, self.odd) if start % 2 == 0 else (self.odd, self.even)
+            free = own.free_from(start, end)
+            return time if free == start else min(free, other.free_from(start + 1, end + 1)) - self.start
+        free = self.even.free_from(start, end)
+        if self.odd is not self.even:
+            free = max(free, self.odd.free_from(start, end))
+        return free - self.start
 
 
 class Tables:
@@ -114,7 +155,7 @@ class Tables:
 
     def fit(self, template: Template, earliest: int) -> tuple[int, tuple[int, ...]]:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
-        fixed = [(self[key], start, end) for key, start, end in template.fixed]
+        fixed = [_Fixed(self, key, start, end) for key, start, end in template.fixed]
         pools = [self.choices(item) for item in template.flexible]
         time, tries = earliest, 0
         while True:
@@ -135,11 +176,11 @@ class Tables:
         return self._choose(flexible, [self.choices(item) for item in flexible], 0)[0] is None
 
     @staticmethod
-    def _next_fixed(fixed: list[tuple[Table, int, int]], time: int) -> int:
+    def _next_fixed(fixed: list[_Fixed], time: int) -> int:
         """`time`, or where the latest of the bookings in the way ends."""
         latest = time
-        for table, start, end in fixed:
-            free = table.free_from(time + start, time + end) - start
+        for item in fixed:
+            free = item.free_from(time)
             if free > latest:
                 latest = free
         return latest
@@ -169,7 +210,8 @@ class Tables:
 
     def _spans(self, template: Template, time: int, chosen: tuple[int, ...]) -> Iterator[tuple[Table, int, int]]:
         for key, start, end in template.fixed:
-            yield self[key], time + start, time + end
+            for booked in booked_keys(key, time + start):
+                yield self[booked], time + start, time + end
         for item, choice in zip(template.flexible, chosen, strict=True):
             for table in self.choices(item)[choice]:
                 yield table, time + item.start, time + item.end

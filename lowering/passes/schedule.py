@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
-from lpu_jax.lowering.passes.reservations import Tables
+from lpu_jax.lowering.passes.reservations import Tables, booked_keys
 from lpu_jax.lowering.passes.schedule_product import MAX_GAP, Placement, Planes, ProductPlacer
 from lpu_jax.lowering.passes.template import Key, MemoryAccess, Product, Template
 from lpu_jax.lowering.passes.template_chain import chain_template
@@ -324,7 +324,8 @@ def verify_schedule(plan: Schedule) -> None:
         tables = Tables(chip)
         for op in block.ops:
             for key, start, end in op.template.fixed:
-                spans.setdefault(key, []).append((op.time_zero + start, op.time_zero + end))
+                for booked in booked_keys(key, op.time_zero + start):
+                    spans.setdefault(booked, []).append((op.time_zero + start, op.time_zero + end))
             for item, choice in zip(op.template.flexible, op.chosen, strict=True):
                 keys = next(keys for option, keys in tables.pool(item) if option == choice)
                 for key in keys:

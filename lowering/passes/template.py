@@ -24,6 +24,9 @@ from lpu_jax.runtime.isa import Opcode, mem_queue
 Key = tuple[object, ...]
 Interval = tuple[Key, int, int]
 
+ALTERNATE = "alternate"
+"""Last part of a key whose interval takes only every second cycle, from its first one on."""
+
 ACCUMULATOR = 0
 """Number of the flexible resource that stands for the accumulators, in all pieces of an op with a product."""
 
@@ -254,7 +257,8 @@ class MemoryAccess:
 def merge_own(template: Template) -> bool:
     """Folds bookings of one op on the same port or bank; False if the op would collide with itself.
 
-    Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared.
+    Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared. Runs that take
+    only even or only odd cycles leave the others to other ops (`ALTERNATE`).
     """
     strides = {(key[:2], start): int(str(key[2])) for key, start, _ in template.fixed if key[0] in ("R", "W")}
     found: dict[Key, list[tuple[int, int, int]]] = {}
@@ -268,7 +272,7 @@ def merge_own(template: Template) -> bool:
     template.fixed = []
     for key, runs in found.items():
         runs.sort()
-        low, high, group = runs[0][0], runs[0][1], [runs[0]]
+        high, group = runs[0][1], [runs[0]]
         for run in runs[1:]:
             if run[0] < high:
                 group.append(run)
@@ -276,10 +280,20 @@ def merge_own(template: Template) -> bool:
                     return False
                 high = max(high, run[1])
             else:
-                template.fixed.append((key, low, high))
-                low, high, group = run[0], run[1], [run]
-        template.fixed.append((key, low, high))
+                template.fixed += _bookings(key, group)
+                high, group = run[1], [run]
+        template.fixed += _bookings(key, group)
     return True
+
+
+def _bookings(key: Key, runs: list[tuple[int, int, int]]) -> list[Interval]:
+    """The intervals of overlapping runs: one, or one for even and one for odd cycles."""
+    if not any(stride % 2 == 0 for _, _, stride in runs):
+        return [(key, runs[0][0], max(end for _, end, _ in runs))]
+    if not all(stride % 2 == 0 or end == start + 1 for start, end, stride in runs):
+        return [(key, runs[0][0], max(end for _, end, _ in runs))]
+    parities = [[run for run in runs if run[0] % 2 == parity] for parity in range(2)]
+    return [((*key, ALTERNATE), part[0][0], max(end for _, end, _ in part)) for part in parities if part]
 
 
 def _disjoint(runs: list[tuple[int, int, int]]) -> bool:

@@ -1,0 +1,72 @@
+"""Reservation tables: what is booked never meets, and runs that take every second cycle leave the others free."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpu_jax.chips import tiny
+from lpu_jax.lowering.passes.reservations import Tables
+from lpu_jax.lowering.passes.template import Template, merge_own
+
+RUNS = st.lists(
+    st.tuples(st.sampled_from("RW"), st.integers(0, 1), st.integers(0, 5), st.integers(1, 5), st.integers(1, 4)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def template_of(runs):
+    """Runs (port, queue, start, count, interval) as a MEM slice books them."""
+    template = Template()
+    for port, queue, start, count, interval in runs:
+        end = start + (count - 1) * interval + 1
+        template.fixed.append(((port, queue, interval if count > 1 else 1), start, end))
+    return template if merge_own(template) else None
+
+
+def cycles_of(runs, time):
+    return {(port, queue, time + start + i * step) for port, queue, start, count, step in runs for i in range(count)}
+
+
+@given(st.lists(RUNS, min_size=1, max_size=6), st.integers(0, 3))
+def test_templates_never_meet_in_a_cycle(many, earliest):
+    tables, taken = Tables(tiny), set()
+    for runs in many:
+        template = template_of(runs)
+        if template is None:
+            continue
+        time, chosen = tables.fit(template, earliest)
+        assert time >= earliest
+        tables.book(template, time, chosen)
+        own = cycles_of(runs, time)
+        assert not own & taken
+        taken |= own
+
+
+@given(RUNS, st.integers(0, 5))
+def test_a_released_template_fits_where_it_was(runs, earliest):
+    tables, template = Tables(tiny), template_of(runs)
+    if template is None:
+        return
+    time, chosen = tables.fit(template, earliest)
+    tables.book(template, time, chosen)
+    tables.release(template, time, chosen)
+    assert tables.fit(template, earliest) == (time, chosen)
+
+
+@pytest.mark.parametrize("interval", [2, 4])
+def test_every_second_cycle_is_left_to_others(interval):
+    tables, template = Tables(tiny), template_of([("R", 0, 0, 10, interval)])
+    times = []
+    for _ in range(3):
+        time, chosen = tables.fit(template, 0)
+        tables.book(template, time, chosen)
+        times.append(time)
+    assert times[:2] == [0, 1]
+    assert times[2] >= 9 * interval + 1
+
+
+def test_runs_of_odd_intervals_take_all_cycles():
+    tables, template = Tables(tiny), template_of([("R", 0, 0, 10, 3)])
+    tables.book(template, *tables.fit(template, 0))
+    assert tables.fit(template, 0)[0] == 28
