@@ -19,9 +19,11 @@ from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocati
 from lpu_jax.lowering.passes.roll import roll
 from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.passes.tile_storage import SPREADS
 from lpu_jax.lowering.tile_ir import TileGraph
 from lpu_jax.runtime import machine
 from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.errors import SramOverflowError
 from lpu_jax.runtime.ops import GraphLike
 from lpu_jax.runtime.program import Program
 
@@ -41,14 +43,27 @@ def compile_graph(
       SramOverflowError: the values do not fit.
     """
     graph = roll(graph)
-    tiles = tile(graph, chip, dict(donated or {}))
-    verify_tiles(tiles)
-    allocated = place(tiles)
-    verify_allocation(allocated)
+    allocated = _allocate(graph, chip, dict(donated or {}))
     plan = schedule(allocated, num_orders=num_orders)
     verify_schedule(plan)
     program = emit(plan)
-    return CompiledGraph(graph=graph, tile_graph=tiles, allocated=allocated, schedule=plan, program=program)
+    return CompiledGraph(graph=graph, tile_graph=allocated.tiles, allocated=allocated, schedule=plan, program=program)
+
+
+def _allocate(graph: GraphLike, chip: ChipSpec, donated: dict[int, int]) -> AllocatedGraph:
+    """Tiles and places a graph, as generously as fits."""
+    for spread in SPREADS:
+        tiles = tile(graph, chip, donated, spread=spread)
+        verify_tiles(tiles)
+        try:
+            allocated = place(tiles)
+        except SramOverflowError:
+            if spread == SPREADS[-1]:
+                raise
+            continue
+        verify_allocation(allocated)
+        return allocated
+    raise AssertionError("the last attempt returns or raises")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,7 +20,7 @@ from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_m
 from lpu_jax.lowering.passes.tile_moves import view_codes
 from lpu_jax.lowering.passes.tile_product import close_chain
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
-from lpu_jax.lowering.passes.tile_storage import FORMATS, Demand, StorageBuilder
+from lpu_jax.lowering.passes.tile_storage import FORMATS, SPREADS, Demand, Spread, StorageBuilder
 from lpu_jax.lowering.passes.tile_windows import Windows, find_windows
 from lpu_jax.lowering.tile_ir import (
     Binding,
@@ -51,15 +51,18 @@ from lpu_jax.runtime.ops import (
 )
 
 
-def tile(graph: GraphLike, chip: ChipSpec, donated: dict[int, int] | None = None) -> TileGraph:
+def tile(
+    graph: GraphLike, chip: ChipSpec, donated: dict[int, int] | None = None, *, spread: Spread = SPREADS[0]
+) -> TileGraph:
     """Splits a graph into tile ops.
 
     Args:
       graph: a verified Graph.
       chip: the target.
       donated: output position -> input position whose storage the output may reuse.
+      spread: how generously SRAM is used.
     """
-    builder = StorageBuilder(chip)
+    builder = StorageBuilder(chip, spread)
     tiler = Tiler(builder, graph)
     tiler.bind_inputs(donated or {})
     tiler.run()

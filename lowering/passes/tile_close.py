@@ -84,7 +84,7 @@ def chain_slots(chip: ChipSpec, op: ChainOp) -> int:
     return sum(chip.alu_slots(step.function) for step in op.steps)
 
 
-MIN_LANE_VECTORS = 256
+MIN_LANE_VECTORS = 64
 """Chains of fewer vectors are not cut: the latency of one more part would cost as much as it saves."""
 
 

@@ -49,6 +49,13 @@ class _Home:
         tiles = tuple(dataclasses.replace(tile, lane=tile.lane + offset) for tile in self.tiles)
         return dataclasses.replace(self, tiles=tiles)
 
+    def rotated(self, turn: int) -> _Home:
+        """The same weights, K tiles from number `turn` on first: planes that begin with different activations do not
+        wait for each other's reads."""
+        turn %= len(self.tiles)
+        tiles, k_tiles = self.tiles, self.k_tiles
+        return _Home(self.side, self.plane, tiles[turn:] + tiles[:turn], k_tiles[turn:] + k_tiles[:turn])
+
 
 def close_chain(builder: StorageBuilder, chain: OpenChain, results: Sequence[Result]) -> list[ChainOp]:
     """ChainOps that compute `results` (operand, places, format) of an open chain."""
@@ -106,7 +113,9 @@ def _products(
     parts: list[tuple[IntArray, ChainInput]] = []
     copies: dict[Hemisphere, IntArray] = {}
 
-    def multiply(home: _Home, batch: int, rows: IntArray) -> MatMulInput:
+    def multiply(home: _Home, batch: int, rows: IntArray, turn: int) -> MatMulInput:
+        if builder.chip.accumulation == "exact":
+            home = home.rotated(turn)
         lhs = _activations(builder, product, home.side, copies, ops, label)
         lhs = lhs.reshape(product.num_batches, product.num_rows, k_tiles, 2)[batch]
         activations = tuple(lhs[rows, k] for k in home.k_tiles)
@@ -117,9 +126,10 @@ def _products(
     for batch in range(product.num_batches):
         for tile in range(tiles):
             places = _places(builder, product, batch, tile, ops, label)
-            for homes, rows in _row_blocks(builder, offsets[batch], places):
+            for number, (homes, rows) in enumerate(_row_blocks(builder, offsets[batch], places)):
                 vectors = (batch * product.num_rows + rows) * tiles + tile
-                terms = [multiply(home, batch, rows) for home in homes]
+                turn = (tile if tiles > 1 else number) * k_tiles // max(tiles, len(places))
+                terms = [multiply(home, batch, rows, turn) for home in homes]
                 parts.append((vectors, terms[0] if len(terms) == 1 else _add_terms(builder, terms, ops, label)))
     return parts
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,22 @@ class Demand:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spread:
+    """How generously SRAM is used for speed.
+
+    unevenness: by which share of their addresses the slice sets of the planes may differ, so that the tiles of one
+    product are on different planes; max_piece: vectors of a value that share a storage, so that parts of it are read
+    and written side by side.
+    """
+
+    unevenness: float
+    max_piece: int
+
+
+SPREADS = (Spread(1 / 4, 64), Spread(1 / 32, 64), Spread(0, 128), Spread(0, 256))
+"""In the order in which they are tried: a program that nearly fills the chip has to fill it evenly, in large pieces."""
+
 MAX_TABLE_ADDRESSES = 128
 """A table with more rows is spread over slices where that is cheap, so that it does not need a long free range."""
 
@@ -104,8 +122,10 @@ def _pieces(count: int, tiles: int, columns: int, chunk: int) -> list[IntArray]:
 class StorageBuilder:
     """Creates storages, constants and views; shared by all blocks of a program."""
 
-    def __init__(self, chip: ChipSpec) -> None:
+    def __init__(self, chip: ChipSpec, spread: Spread) -> None:
         self.chip = chip
+        self._max_surplus = int(spread.unevenness * chip.num_addresses_per_slice)
+        self._max_piece = spread.max_piece
         self.storages: list[Storage] = []
         self.constants: list[tuple[np.ndarray, IntArray]] = []
         self._constant_views: dict[tuple[object, ...], View] = {}
@@ -121,13 +141,22 @@ class StorageBuilder:
         self._turn += 1
         return Hemisphere(self._turn % 2)
 
-    def next_plane(self, num_addresses: int = 1) -> tuple[Hemisphere, int]:
-        """The plane whose slice set holds the least so far; the weights to come are counted.
+    def next_plane(self, num_addresses: int = 1, partners: Sequence[int] = ()) -> tuple[Hemisphere, int]:
+        """A plane with few partners, which are multiplied at the same time, and whose slice set holds the least so far.
 
-        Weights wider than a byte take both planes of the hemisphere, whichever set they lie in.
+        The weights to come are counted. Weights wider than a byte take both planes of the hemisphere, whichever set
+        they lie in.
         """
         places = [(plane, side) for plane in range(self.chip.num_planes) for side in Hemisphere]
-        plane, side = min(places, key=lambda place: self._loads[place[1], place[0]])
+        homes = [self.storages[s] for s in partners]
+        taken = Counter((home.plane, home.hemisphere) for home in homes)
+        limit = min(self._loads.values()) + self._max_surplus
+
+        def price(place: tuple[int, Hemisphere]) -> tuple[bool, int, int]:
+            load = self._loads[place[1], place[0]]
+            return load > limit, taken[place], load
+
+        plane, side = min(places, key=price)
         self._loads[side, plane] += num_addresses
         return side, plane
 
@@ -216,7 +245,7 @@ class StorageBuilder:
         """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
         longest = self.chip.num_addresses_per_bank // 16
         if num_iterations == 1 or num_vectors * num_iterations <= longest:
-            return min(num_vectors, longest), 1
+            return min(num_vectors, longest, self._max_piece), 1
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         per_iteration = max(1, longest * interleave // num_iterations // interleave) * interleave
         return min(per_iteration, -(-num_vectors // interleave) * interleave), interleave
@@ -239,12 +268,14 @@ class StorageBuilder:
         mirrors = once and bool(fields["resident"]) and demand.num_rows >= MIN_MIRRORED_ROWS
         mirrors = mirrors and 2 * left * shared <= 2 * self.chip.num_planes and parts == 1
         refs = np.zeros((1 + (mirrors and left > 0), demand.num_batches, per_batch, tiles, 2), np.int64)
+        known: list[int] = []
         for batch in range(demand.num_batches):
             for tile in range(tiles):
                 is_left = tile >= tiles - left
                 bounds = [i * per_batch // parts // interleave * interleave for i in range(parts)] if is_left else [0]
                 for start, stop in itertools.pairwise([*bounds, per_batch]):
-                    homes = self._weight_storages(stop - start, data_format, demand, fields, is_left and mirrors)
+                    homes = self._weight_storages(stop - start, data_format, demand, fields, is_left and mirrors, known)
+                    known += homes
                     for place, home in enumerate(homes):
                         refs[place:, batch, start:stop, tile] = self.whole(home, stop - start)
         return tuple(View(aval.shape, False, place.reshape(-1, 2)) for place in refs)
@@ -259,15 +290,24 @@ class StorageBuilder:
         return planes // math.gcd(left, planes)
 
     def _weight_storages(
-        self, rows: int, data_format: DataFormat, demand: Demand, fields: dict[str, object], mirrors: bool
+        self,
+        rows: int,
+        data_format: DataFormat,
+        demand: Demand,
+        fields: dict[str, object],
+        mirrors: bool,
+        known: Sequence[int],
     ) -> list[int]:
-        """A storage for rows of one column tile; a second one in the other hemisphere if it is mirrored."""
+        """A storage for rows of one column tile; a second one in the other hemisphere if it is mirrored.
+
+        known: storages of the other tiles of the same weights.
+        """
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         padded = -(-rows // interleave) * interleave + (interleave if demand.scattered else 0)
         addresses = padded // interleave * int(str(fields["num_iterations"]))
         many = demand.num_rows >= MIN_MIRRORED_ROWS and fields["resident"]
         wide = self.chip.planes_per_tile(data_format.num_bytes) > 1
-        side, plane = self._next_pair(addresses) if wide and many else self.next_plane(addresses)
+        side, plane = self._next_pair(addresses) if wide and many else self.next_plane(addresses, known)
         sides = [side]
         if mirrors:
             sides.append(Hemisphere(1 - side))

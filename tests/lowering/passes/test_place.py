@@ -9,8 +9,10 @@ from families import FAMILIES, build
 from helpers import Sketch, assert_agrees
 
 from lpu_jax.chips import groqchip1, tiny
+from lpu_jax.lowering import pipeline
 from lpu_jax.lowering.passes.place import place, verify_allocation
 from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.passes.tile_storage import SPREADS
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.lowering.tile_ir import (
     GatherInput,
@@ -188,3 +190,30 @@ def test_slices_are_usable_ones():
             if spot is not None:
                 assert set(spot.slices) <= set(groqchip1.usable_slices(storage.hemisphere))
                 assert spot.base + storage.num_addresses <= groqchip1.num_addresses_per_slice
+
+
+@pytest.mark.parametrize("fitting", range(len(SPREADS)))
+def test_what_does_not_fit_generously_is_packed_tighter(fitting, monkeypatch):
+    s = Sketch(seed=9)
+    graph = s.build((s.matmul(s.random((1, 3, 40), "int8"), s.random((1, 40, 20), "int8")),))
+    tried = []
+
+    def tile_and_note(*args, spread, **kwargs):
+        tried.append(spread)
+        return tile(*args, spread=spread, **kwargs)
+
+    def place_or_refuse(tiles):
+        if len(tried) <= fitting:
+            raise SramOverflowError("full")
+        return place(tiles)
+
+    monkeypatch.setattr(pipeline, "tile", tile_and_note)
+    monkeypatch.setattr(pipeline, "place", place_or_refuse)
+    assert_agrees(graph, tiny, s.arguments)
+    assert tuple(tried) == SPREADS[: fitting + 1]
+
+
+def test_tighter_spreads_cut_less_and_fill_more_evenly():
+    assert [s.unevenness for s in SPREADS] == sorted((s.unevenness for s in SPREADS), reverse=True)
+    assert [s.max_piece for s in SPREADS] == sorted(s.max_piece for s in SPREADS)
+    assert SPREADS[-1].unevenness == 0
