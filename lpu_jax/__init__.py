@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lpu_jax.arguments import ArgumentMismatchError as ArgumentMismatchError
     from lpu_jax.arguments import DonatedArgumentError as DonatedArgumentError
     from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
+    from lpu_jax.loaded import Loaded as Loaded
     from lpu_jax.lowering.registry import register_lowering as register_lowering
     from lpu_jax.report import Report as Report
     from lpu_jax.report import profile as profile
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from lpu_jax.runtime.errors import UnsupportedInputError as UnsupportedInputError
     from lpu_jax.runtime.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
     from lpu_jax.stages import Compiled as Compiled
-    from lpu_jax.stages import Loaded as Loaded
     from lpu_jax.stages import Lowered as Lowered
-    from lpu_jax.stages import Traced as Traced
+    from lpu_jax.tracing import Traced as Traced
     from lpu_jax.transform import LpuFunction as LpuFunction
     from lpu_jax.transform import lpu as lpu
 
@@ -37,7 +37,7 @@ _HOME = {
     "ArgumentMismatchError": "arguments",
     "Compiled": "stages",
     "DonatedArgumentError": "arguments",
-    "Loaded": "stages",
+    "Loaded": "loaded",
     "Lowered": "stages",
     "LpuError": "runtime.errors",
     "LpuFunction": "transform",
@@ -47,7 +47,7 @@ _HOME = {
     "Report": "report",
     "ScheduleError": "runtime.errors",
     "SramOverflowError": "runtime.errors",
-    "Traced": "stages",
+    "Traced": "tracing",
     "UnsupportedInputError": "runtime.errors",
     "UnsupportedPrimitiveError": "runtime.errors",
     "lpu": "transform",

@@ -167,6 +167,11 @@ class ArgInfo:
 AvalKey = tuple[tuple[Any, ...], Any, bool]
 
 
+def num_bytes(key: AvalKey) -> int:
+    """Bytes of an array of this shape and dtype."""
+    return int(np.prod(key[0], dtype=np.int64)) * np.dtype(key[1]).itemsize
+
+
 def aval_key(leaf: Any) -> AvalKey:
     """(shape, dtype, weak type) of an array, a Python number or a ShapeDtypeStruct.
 
@@ -221,6 +226,11 @@ def check_avals(keys: Sequence[AvalKey], roles: Sequence[Leaf]) -> None:
             )
 
 
+def is_traced(arrays: Sequence[Any]) -> bool:
+    """Whether any of the arrays stands for one that a transformation around the call will have."""
+    return any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+
 def check_not_deleted(leaves: Sequence[Any], roles: Sequence[Leaf]) -> None:
     """Raises LpuError for an array whose buffer went to an earlier call."""
     for leaf, role in zip(leaves, roles, strict=True):
@@ -261,6 +271,14 @@ def describe(key: AvalKey) -> str:
     """float32[2,3] of a key."""
     shape, dtype, _ = key
     return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def check_tree(given: Any, expected: Any, fun_name: str) -> None:
+    """Raises ArgumentMismatchError if arguments have another structure than those of compilation."""
+    if given != expected:
+        raise ArgumentMismatchError(
+            f"{fun_name} was compiled for arguments of the structure {expected}, got {given}. Compile again for them."
+        )
 
 
 def check_same(given: Sequence[AvalKey], expected: Sequence[AvalKey], roles: Sequence[Leaf]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 
-from lpu_jax import stages
 from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.lowering.lower import PRECISIONS
+from lpu_jax.tracing import Traced
+from lpu_jax.tracing import trace as trace_call
+
+if TYPE_CHECKING:
+    from lpu_jax.stages import Lowered
 
 
 class LpuFunction:
@@ -29,7 +33,7 @@ class LpuFunction:
         functools.update_wrapper(self, fun, updated=())
         self.options = options
         self._signature = CallSignature(fun, options)
-        self._cache: dict[Any, stages.Traced] = {}
+        self._cache: dict[Any, Traced] = {}
 
     def __repr__(self) -> str:
         """Names the function and the chip."""
@@ -45,11 +49,11 @@ class LpuFunction:
         traced = self._trace(call)
         return jax.tree.unflatten(traced.out_tree, traced.lower().call_flat(call.leaves))
 
-    def trace(self, *args: Any, **kwargs: Any) -> stages.Traced:
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Traces for arrays or jax.ShapeDtypeStructs."""
         return self._trace(self._signature.flatten(args, kwargs))
 
-    def lower(self, *args: Any, **kwargs: Any) -> stages.Lowered:
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lowers for arrays or jax.ShapeDtypeStructs.
 
         Raises:
@@ -62,13 +66,13 @@ class LpuFunction:
         """Forgets all traces."""
         self._cache.clear()
 
-    def _trace(self, call: FlatCall) -> stages.Traced:
+    def _trace(self, call: FlatCall) -> Traced:
         keys = aval_keys(call, self._signature)
         key = (call.in_tree, keys, call.statics, _trace_context())
         traced = self._cache.get(key)
         if traced is None:
             roles = self._signature.roles(call)
-            traced = stages.trace(self.__wrapped__, call, roles, keys, self.options)
+            traced = trace_call(self.__wrapped__, call, roles, keys, self.options)
             if traced.is_cacheable:
                 self._cache[key] = traced
         return traced
