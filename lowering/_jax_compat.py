@@ -51,8 +51,7 @@ def key_shape(dtype: Any) -> tuple[int, ...]:
 
 def key_words(keys: Any) -> Any:
     """The words of an array of typed random keys."""
-    with jax.ensure_compile_time_eval():
-        return jax.random.key_data(keys)
+    return jax.random.key_data(keys)
 
 
 def source_line(eqn: Any) -> str:
@@ -91,18 +90,38 @@ def argument_name(jaxpr: Any, index: int) -> str:
 def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """The results of one equation on concrete operands, computed now even inside another trace."""
     with jax.ensure_compile_time_eval():
-        arrays = [jax.numpy.asarray(x) if isinstance(x, np.ndarray | np.generic) else x for x in operands]
-        params = eqn.primitive.get_bind_params(eqn.params)
-        if isinstance(params, tuple):  # before JAX 0.9.2: (subfunctions, params)
-            subfunctions, params = params
-            arrays = [*subfunctions, *arrays]
-        results = eqn.primitive.bind(*arrays, **params)
+        return bind(eqn, operands)
+
+
+def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The results of one equation on other operands."""
+    arrays = [jax.numpy.asarray(x) if isinstance(x, np.ndarray | np.generic) else x for x in operands]
+    params = eqn.primitive.get_bind_params(eqn.params)
+    if isinstance(params, tuple):  # before JAX 0.9.2: (subfunctions, params)
+        subfunctions, params = params
+        arrays = [*subfunctions, *arrays]
+    results = eqn.primitive.bind(*arrays, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def key_implementation(dtype: Any) -> Any:
+    """What jax.random.wrap_key_data needs to make keys of this dtype."""
+    return dtype._impl
+
+
+def is_ordered(effect: Any) -> bool:
+    """Whether an effect must keep its place among others of its kind."""
+    return type(effect).__name__.startswith("Ordered")
 
 
 def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """An open jaxpr and its constants as a function."""
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))
+
+
+def jaxprs_of(eqn: Any) -> list[Any]:
+    """The jaxprs in the parameters of an equation."""
+    return list(jax_core.jaxprs_in_params(eqn.params))
 
 
 def has_effects(jaxpr: Any) -> bool:

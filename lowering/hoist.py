@@ -1,5 +1,7 @@
 """Graph -> Graph: what a loop computes of resident xs alone is computed for all turns at once, in front of the loop.
 
+So is, once, what a loop of unknown length computes of resident consts.
+
 Before  Scan x30 xs [%w]: { %m = LaneReduce(max) %w; ... }      After  %ms = LaneReduce(max) %w; Scan x30 xs [%w, %ms]
 
 In front of the loop it depends on resident arguments only, so `split_resident` has it computed when they are loaded.
@@ -32,6 +34,7 @@ from lpu_jax.runtime.ops import (
     Scan,
     Slice,
     Transpose,
+    While,
 )
 
 _BATCHED = Elementwise | LaneReduce | Reshape | Transpose | Slice | Broadcast | Concatenate | Pad | Reverse
@@ -54,6 +57,10 @@ def hoist_resident(graph: Graph, resident_inputs: Collection[int]) -> Graph:
             is_resident = [v in known for v in equation.operands[first:]]
             op, more = _without(builder, op, operands[first:], is_resident)  # type: ignore[arg-type]
             operands += more
+        elif isinstance(op, While):
+            is_resident = [v in known for v in equation.operands[: op.num_consts]]
+            op, more = _without_consts(builder, op, operands[: op.num_consts], is_resident)  # type: ignore[arg-type]
+            operands[len(is_resident) : len(is_resident)] = more
         avals = [graph.avals[v] for v in equation.results]
         number.update(zip(equation.results, builder.add(op, tuple(operands), *avals), strict=True))
     return remove_dead_equations(builder.build(tuple(number[v] for v in graph.outputs)))
@@ -78,6 +85,30 @@ def _without(builder: GraphBuilder, scan: Scan, xs: list[int], is_resident: list
     inner = dataclasses.replace(body, inputs=(*body.inputs, *wanted), equations=tuple(kept))  # type: ignore[type-var]
     inner = remove_dead_equations(inner)  # type: ignore[arg-type]
     return dataclasses.replace(scan, body=inner), [outside[v] for v in wanted]
+
+
+def _without_consts(
+    builder: GraphBuilder, loop: While, consts: list[int], is_resident: list[bool]
+) -> tuple[While, list[int]]:
+    """A loop of unknown length without what it computes of resident consts in every turn, and the consts that take its
+    place."""
+    body = loop.body
+    leaves = {v: x for v, x, stays in zip(body.inputs, consts, is_resident, strict=False) if stays}
+    wanted = _crossing(body, _early(body, leaves), leaves)
+    if not wanted:
+        return loop, []
+    outside: dict[int, int] = {**leaves, **{v: builder.constant(array) for v, array in body.constants}}
+    moved = _ancestors(body, wanted)
+    for equation in body.equations:
+        if equation.results[0] in moved:
+            operands = tuple(outside[v] if isinstance(v, int) else v for v in equation.operands)
+            avals = [body.avals[v] for v in equation.results]
+            outside.update(zip(equation.results, builder.add(equation.op, operands, *avals), strict=True))
+    kept = tuple(e for e in body.equations if e.results[0] not in wanted)
+    inputs = (*body.inputs[: loop.num_consts], *wanted, *body.inputs[loop.num_consts :])
+    inner = remove_dead_equations(dataclasses.replace(body, inputs=inputs, equations=kept))  # type: ignore[type-var, arg-type]
+    op = dataclasses.replace(loop, body=inner, num_consts=loop.num_consts + len(wanted))
+    return op, [outside[v] for v in wanted]
 
 
 def _early(body: GraphLike, leaves: Collection[int]) -> dict[int, Equation]:

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 from lpu_jax.runtime.errors import ScheduleError
-from lpu_jax.runtime.ops import Aval, Equation, Immediate, Op, Scan
+from lpu_jax.runtime.ops import Aval, Equation, Immediate, Op, Scan, While
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,7 +107,7 @@ def verify_graph(graph: Graph) -> None:
             if result in defined:
                 raise ScheduleError(f"graph: %{result} defined twice")
             defined.add(result)
-        if isinstance(equation.op, Scan):
+        if isinstance(equation.op, Scan | While):
             verify_graph(equation.op.body)  # type: ignore[arg-type]
     for output in graph.outputs:
         if output not in defined:
@@ -134,6 +134,9 @@ def as_text(graph: Graph, indent: str = "") -> str:
             scan = equation.op
             lines.append(f"{indent}  {results} = Scan x{scan.num_iterations} {operands}{comment}")
             lines.append(as_text(scan.body, indent + "    "))  # type: ignore[arg-type]
+        elif isinstance(equation.op, While):
+            lines.append(f"{indent}  {results} = While {equation.op.name!r} {operands}{comment}")
+            lines.append(as_text(equation.op.body, indent + "    "))  # type: ignore[arg-type]
         else:
             lines.append(f"{indent}  {results} = {equation.op} {operands}{comment}")
     lines.append(f"{indent}  return {' '.join(f'%{i}' for i in graph.outputs)}")

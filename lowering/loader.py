@@ -28,13 +28,18 @@ def load_sram(allocated: AllocatedGraph, arguments: Sequence[np.ndarray], graph:
         _store(allocated, sram, refs, vectors)
     values = dict(zip(graph.inputs, arguments, strict=True))
     for binding in tiles.inputs:
-        array = np.asarray(values[binding.value])
-        dtype = STORAGE_DTYPES[FORMATS[binding.dtype]]
-        parts = array[None] if binding.num_iterations == 1 and array.shape == binding.view.shape else array
-        for iteration, part in enumerate(parts):
-            vectors = pack(part.astype(dtype), binding.view.splat, tiles.chip.num_lanes)
-            _store(allocated, sram, _of_iteration(allocated, binding, iteration), vectors)
+        write_value(allocated, sram, binding, values[binding.value])
     return sram
+
+
+def write_value(allocated: AllocatedGraph, sram: Sram, binding: Binding, value: np.ndarray) -> None:
+    """Writes an array to one place of a value."""
+    array = np.asarray(value)
+    dtype = STORAGE_DTYPES[FORMATS[binding.dtype]]
+    parts = array[None] if binding.num_iterations == 1 and array.shape == binding.view.shape else array
+    for iteration, part in enumerate(parts):
+        vectors = pack(part.astype(dtype), binding.view.splat, allocated.tiles.chip.num_lanes)
+        _store(allocated, sram, _of_iteration(allocated, binding, iteration), vectors)
 
 
 def _of_iteration(allocated: AllocatedGraph, binding: Binding, iteration: int) -> IntArray:
@@ -58,12 +63,13 @@ def _store(allocated: AllocatedGraph, sram: Sram, refs: IntArray, vectors: np.nd
                 sram.write(storage.hemisphere, spot.slices[number], word[rows], planes[rows, :, byte])
 
 
-def read_outputs(allocated: AllocatedGraph, sram: Sram, graph: GraphLike) -> list[np.ndarray]:
-    """The results of a graph out of SRAM, as arrays of the graph's dtypes."""
-    return [_fetch(allocated, sram, binding) for binding in allocated.tiles.outputs]
+def read_outputs(allocated: AllocatedGraph, sram: Sram) -> list[np.ndarray]:
+    """The results of a graph that lie in SRAM, as arrays of the graph's dtypes."""
+    return [read_value(allocated, sram, binding) for binding in allocated.tiles.outputs]
 
 
-def _fetch(allocated: AllocatedGraph, sram: Sram, binding: Binding) -> np.ndarray:
+def read_value(allocated: AllocatedGraph, sram: Sram, binding: Binding) -> np.ndarray:
+    """Reads one place of a value."""
     refs = binding.view.refs
     dtype = STORAGE_DTYPES[FORMATS[binding.dtype]]
     lanes = allocated.tiles.chip.num_lanes

@@ -19,8 +19,9 @@ from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.magnitude import MagnitudeAnalysis
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, RangeAnalysis
 from lpu_jax.lowering.emit import MAX_FOLDED_ELEMENTS, TRACED_DTYPES, Emitter, Operand, as_operand, held
+from lpu_jax.lowering.host import host_call, host_constant
 from lpu_jax.lowering.ir import Graph, GraphBuilder
-from lpu_jax.lowering.missing import is_foldable_size, live_equations, raise_if_missing
+from lpu_jax.lowering.missing import HOST_PRIMITIVES, is_foldable_size, live_equations, raise_if_missing
 from lpu_jax.lowering.prune import remove_dead_equations
 from lpu_jax.lowering.registry import RuleContext, Value, find_rule
 from lpu_jax.lowering.rules.random_bits import KEY_MOVES, moved_keys
@@ -34,6 +35,7 @@ _FAMILIES = (
     "elementwise",
     "functions",
     "indexing",
+    "loops",
     "matmul",
     "moves",
     "random_bits",
@@ -46,6 +48,9 @@ for _family in _FAMILIES:
     importlib.import_module(f"lpu_jax.lowering.rules.{_family}")
 
 PRECISIONS = ("truepoint", "highest")
+FALLBACKS = (None, "host")
+MAX_TRIP_COUNT = 1_000_000
+"""Default limit of turns of a loop whose trip count is known only at run time."""
 _WAY_OUT = {
     "float64": "Pass float32, or leave jax_enable_x64 off.",
     "int64": "Pass int32, or leave jax_enable_x64 off.",
@@ -55,7 +60,14 @@ _WAY_OUT = {
 }
 
 
-def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint", resident: Collection[int] = ()) -> Graph:
+def lower_jaxpr(
+    closed_jaxpr: Any,
+    *,
+    precision: str = "truepoint",
+    resident: Collection[int] = (),
+    fallback: str | None = None,
+    max_trip_count: int = MAX_TRIP_COUNT,
+) -> Graph:
     """Lowers a traced function.
 
     Args:
@@ -63,6 +75,8 @@ def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint", resident: Co
       precision: "truepoint" sends float32 operands of matrix products through float16 with exact power-of-two scales;
         "highest" multiplies in float32. The product's own precision HIGHEST has the same effect.
       resident: positions of arguments that are loaded once; what depends on them only may be computed at that time.
+      fallback: "host" has the host compute what the LPU has no lowering for; None refuses it.
+      max_trip_count: turns after which a loop with an unknown trip count is given up.
 
     Returns:
       The graph; its inputs are those of the jaxpr in order.
@@ -70,18 +84,21 @@ def lower_jaxpr(closed_jaxpr: Any, *, precision: str = "truepoint", resident: Co
     Raises:
       UnsupportedInputError: an argument has a dtype that the LPU does not have.
       UnsupportedPrimitiveError: lists all primitives without a rule.
-      ValueError: unknown precision.
+      ValueError: unknown precision or fallback.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
+    if fallback not in FALLBACKS:
+        raise ValueError(f"fallback={fallback!r} is unknown; use one of {FALLBACKS}")
     jaxpr, consts = compat.open_jaxpr(closed_jaxpr)
-    avals = [_input_aval(jaxpr, i) for i in range(len(jaxpr.invars))]
-    raise_if_missing(closed_jaxpr)
+    avals = [_input_aval(jaxpr, i, fallback) for i in range(len(jaxpr.invars))]
+    if fallback is None:
+        raise_if_missing(closed_jaxpr)
     emitter = _new_emitter()
-    interpreter = _Interpreter(precision)
+    interpreter = _Interpreter(precision, fallback, max_trip_count)
     arguments = [_input(emitter, aval, position in resident) for position, aval in enumerate(avals)]
     results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
-    outputs = [_output(emitter, r, v.aval) for r, v in zip(results, jaxpr.outvars, strict=True)]
+    outputs = [_output(emitter, r, v.aval, fallback) for r, v in zip(results, jaxpr.outvars, strict=True)]
     return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 
 
@@ -92,19 +109,25 @@ def _new_emitter() -> Emitter:
 
 def _input(emitter: Emitter, aval: Aval, is_resident: bool) -> int:
     value = emitter.builder.input(aval)
+    if aval.is_on_host:
+        return value
     emitter.ranges.set_by_dtype(value, aval)
     emitter.magnitudes.set_input(value, aval, is_resident)
     return value
 
 
-def _output(emitter: Emitter, value: Value, aval: Any) -> int:
+def _output(emitter: Emitter, value: Value, aval: Any, fallback: str | None) -> int:
+    if fallback == "host" and not isinstance(value, int) and str(value.dtype) not in TRACED_DTYPES:
+        return host_constant(emitter, value)
     return emitter.value(to_operand(emitter, value), _aval_of(aval))
 
 
-def _input_aval(jaxpr: Any, index: int) -> Aval:
+def _input_aval(jaxpr: Any, index: int, fallback: str | None) -> Aval:
     aval = jaxpr.invars[index].aval
+    if compat.is_extended_dtype(aval.dtype):
+        return held(_aval_of(aval))
     dtype, name = str(aval.dtype), compat.argument_name(jaxpr, index)
-    if dtype not in TRACED_DTYPES:
+    if dtype not in TRACED_DTYPES and fallback is None:
         way_out = _WAY_OUT.get(dtype, f"Convert it to one of {', '.join(TRACED_DTYPES)}.")
         raise UnsupportedInputError(
             f"{name} has dtype {dtype}{list(aval.shape)}, which the LPU does not have. {way_out}"
@@ -133,6 +156,8 @@ class _Interpreter:
     """The read/write/env loop."""
 
     precision: str
+    fallback: str | None = None
+    max_trip_count: int = MAX_TRIP_COUNT
     source: str = ""
     name: str = ""
 
@@ -155,21 +180,36 @@ class _Interpreter:
 
     def _equation(self, emitter: Emitter, depth: int, eqn: Any, values: list[Value]) -> list[Value]:
         registration = find_rule(eqn.primitive.name)
-        is_higher_order = registration is not None and registration.is_higher_order
-        if not is_higher_order and (folded := _fold(eqn, values)) is not None:
+        if (
+            not (registration is not None and registration.is_higher_order)
+            and (folded := _fold(eqn, values)) is not None
+        ):
             return folded
         ctx = self._context(emitter, depth, eqn)
+        ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
+        if eqn.primitive.name in HOST_PRIMITIVES:
+            return host_call(ctx, eqn, values)
+        try:
+            return self._on_lpu(ctx, eqn, values)
+        except (UnsupportedPrimitiveError, UnsupportedInputError):
+            if self.fallback is None:
+                raise
+            return host_call(ctx, eqn, values)
+
+    def _on_lpu(self, ctx: RuleContext, eqn: Any, values: list[Value]) -> list[Value]:
+        registration = find_rule(eqn.primitive.name)
+        emitter: Emitter = ctx
         if registration is None:
-            raise ctx.unsupported("it depends on constants that could not be evaluated")
+            raise ctx.unsupported("it has no rule")
         if eqn.primitive.name in KEY_MOVES and any(map(compat.is_key, (*eqn.invars, *eqn.outvars))):
             operands = [to_operand(emitter, value) for value in values]
             moved = moved_keys(ctx, eqn, operands)
             return [_to_value(r, aval) for r, aval in zip(moved, ctx.avals_out, strict=True)]
         if unknown := registration.unknown_parameters(eqn.params):
             raise ctx.unsupported(f"its rule does not know the parameters {unknown} of this JAX version")
-        ctx.builder.source, ctx.builder.name = ctx.source, ctx.name
-        if is_higher_order:
+        if registration.is_higher_order:
             return list(registration.rule(ctx, *values, **eqn.params))
+        _check_operands(ctx)
         _check_results(ctx)
         operands = [to_operand(emitter, value) for value in values]
         results = registration.rule(ctx, *operands, **eqn.params)
@@ -203,6 +243,8 @@ class _Interpreter:
         known: Sequence[Value | None],
         is_resident: Sequence[bool],
         ranges: Sequence[Range],
+        *,
+        is_hosted: bool = False,
     ) -> Graph:
         """A loop body as a graph of its own; operands whose content is known are not arguments of it."""
         inner, consts = compat.open_jaxpr(jaxpr)
@@ -212,8 +254,8 @@ class _Interpreter:
             arguments.append(_input(emitter, _graph_aval(v), stays) if value is None else value)
             if value is None and bounds != ANYTHING:
                 emitter.ranges.set(arguments[-1], bounds)
-        results = self.run(emitter, ctx.depth + 1, inner, consts, arguments)
-        outputs = [_output(emitter, r, v.aval) for r, v in zip(results, inner.outvars, strict=True)]
+        results = self.run(emitter, ctx.depth if is_hosted else ctx.depth + 1, inner, consts, arguments)
+        outputs = [_output(emitter, r, v.aval, self.fallback) for r, v in zip(results, inner.outvars, strict=True)]
         return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 
     def rewrite(
@@ -245,7 +287,8 @@ def _graph_aval(atom: Any) -> Aval:
 
 def _known(content: Any, aval: Any) -> Value:
     if compat.is_extended_dtype(aval.dtype):
-        return np.asarray(compat.key_words(content))
+        with jax.ensure_compile_time_eval():
+            return np.asarray(compat.key_words(content))
     return np.asarray(content, dtype=aval.dtype)
 
 
@@ -253,6 +296,12 @@ def _to_value(result: Any, aval: Aval) -> Value:
     if not isinstance(result, Immediate):
         return int(result)
     return np.broadcast_to(np.array(result.value).astype(aval.dtype), aval.shape)
+
+
+def _check_operands(ctx: RuleContext) -> None:
+    for aval in ctx.avals_in:
+        if aval.dtype not in TRACED_DTYPES:
+            raise ctx.unsupported(f"only the host holds {aval.dtype}")
 
 
 def _check_results(ctx: RuleContext) -> None:

@@ -12,7 +12,9 @@ from lpu_jax.lowering.emit import MAX_FOLDED_ELEMENTS
 from lpu_jax.lowering.registry import find_rule
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 
-JAXPR_PARAMETERS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+JAXPR_PARAMETERS = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
+HOST_PRIMITIVES = frozenset(("debug_callback", "debug_print", "io_callback", "pure_callback"))
+"""Primitives that are calls of the host by nature."""
 _MAX_PRINTED = 20
 
 
@@ -62,7 +64,8 @@ def raise_if_missing(closed_jaxpr: Any) -> None:
     raise UnsupportedPrimitiveError(
         f"no LPU lowering for {len(names)} primitive{'s' if len(names) > 1 else ''} ({', '.join(names)}):\n"
         + "\n".join(lines)
-        + f"\nRegister a rule with @lpu_jax.register_lowering({names[0]!r}), or run that part outside lpu()."
+        + f'\nRegister a rule with @lpu_jax.register_lowering({names[0]!r}), or pass fallback="host" to lpu() to have '
+        "the host compute them."
     )
 
 
@@ -81,7 +84,7 @@ def _search(jaxpr: Any, known: Sequence[bool], path: str, found: list[Missing]) 
         else:
             is_folded = all(operands) and not eqn.effects and is_foldable_size(eqn)
             results = [is_folded or (all(operands) and eqn.primitive.name == "broadcast_in_dim")] * len(eqn.outvars)
-            if registration is None and not is_folded:
+            if registration is None and not is_folded and eqn.primitive.name not in HOST_PRIMITIVES:
                 avals = ", ".join(str(v.aval) for v in eqn.invars)
                 found.append(Missing(eqn.primitive.name, avals, compat.source_line(eqn), path))
         constant.update(v for v, k in zip(eqn.outvars, results, strict=True) if k)
@@ -98,6 +101,9 @@ def _search_inside(eqn: Any, operands: list[bool], path: str, found: list[Missin
         if parameter not in eqn.params:
             continue
         inner, _ = compat.open_jaxpr(eqn.params[parameter])
+        if eqn.primitive.name == "while":
+            _search(inner, [False] * len(inner.invars), inner_path, found)
+            continue
         if eqn.primitive.name == "scan":
             num_consts, _ = compat.scan_counts(eqn.params, len(operands))
             operands = [k and i < num_consts for i, k in enumerate(operands)]

@@ -13,7 +13,8 @@ from lpu_jax.lowering.analysis.memory import MemoryUse, memory_use
 from lpu_jax.lowering.analysis.resource_bounds import ON_CHIP, resource_bounds
 from lpu_jax.lowering.analysis.tile_checks import verify_tiles
 from lpu_jax.lowering.analysis.use import resource_use
-from lpu_jax.lowering.loader import load_sram, read_outputs
+from lpu_jax.lowering.host_plan import cycles_taken
+from lpu_jax.lowering.host_run import HostRunResult, run_on_machine
 from lpu_jax.lowering.passes.emit import emit
 from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocation
 from lpu_jax.lowering.passes.roll import roll
@@ -24,6 +25,7 @@ from lpu_jax.lowering.tile_ir import TileGraph
 from lpu_jax.runtime import machine
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import SramOverflowError
+from lpu_jax.runtime.host_runs import split
 from lpu_jax.runtime.ops import GraphLike
 from lpu_jax.runtime.program import Program
 
@@ -78,7 +80,8 @@ class CompiledGraph:
 
     @functools.cached_property
     def cycles(self) -> int:
-        """Cycles from the start of the program to its last write, skew included."""
+        """Cycles from the start of the program to its last write, skew included; one turn of every loop that the host
+        starts."""
         return machine.completion_cycles(self.program)
 
     @functools.cached_property
@@ -93,9 +96,21 @@ class CompiledGraph:
 
     def simulate(self, arguments: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
         """Runs the program on the machine; returns the outputs and the cycles it took."""
-        sram = load_sram(self.allocated, arguments, self.graph)
-        result = machine.run(self.program, sram)
-        return read_outputs(self.allocated, sram, self.graph), result.cycles
+        result = self.run(arguments)
+        return result.outputs, result.cycles
+
+    def run(self, arguments: Sequence[np.ndarray]) -> HostRunResult:
+        """Runs the program on the machine; also tells how many turns its loops made."""
+        return run_on_machine(self.allocated, self.program, self.graph, arguments)
+
+    @functools.cached_property
+    def piece_cycles(self) -> tuple[int, ...]:
+        """Cycles of every piece of the program that the host starts; they sum to `cycles`."""
+        return tuple(machine.completion_cycles(piece) for piece in split(self.program))
+
+    def cycles_taken(self, trip_counts: Sequence[int]) -> int:
+        """Cycles of a run in which the loops made so many turns in all, in the order of `host_plan.loops`."""
+        return cycles_taken(self.tile_graph.plan, self.piece_cycles, trip_counts)
 
     @functools.cached_property
     def dependency_bound(self) -> DependencyBound:

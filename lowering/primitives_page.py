@@ -11,6 +11,7 @@ from lpu_jax.lowering.registry import Registration, find_rule, supported_primiti
 _UNITS = {
     "control": "none (calls are inlined, loops are program blocks)",
     "convolution": "MXM, VXM",
+    "loops": "none (the host starts every turn)",
     "indexing": "MEM (gather, scatter), VXM",
     "matmul": "MXM, VXM",
     "moves": "MEM, SXM",

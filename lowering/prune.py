@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from lpu_jax.lowering.ir import Graph, verify_graph
-from lpu_jax.runtime.ops import Aval, Broadcast, Equation
+from lpu_jax.runtime.ops import Aval, Broadcast, Equation, HostCall, Scan, While, effects_of
 
 
 def rebuild(
@@ -44,10 +44,17 @@ def rebuild(
 def _needed(equations: Sequence[Equation], outputs: Sequence[int]) -> tuple[list[Equation], set[int]]:
     needed, kept = set(outputs), []
     for equation in reversed(equations):
-        if needed.intersection(equation.results):
+        if needed.intersection(equation.results) or _has_effects(equation):
             kept.append(equation)
             needed.update(x for x in equation.operands if isinstance(x, int))
     return kept[::-1], needed
+
+
+def _has_effects(equation: Equation) -> bool:
+    op = equation.op
+    if isinstance(op, HostCall):
+        return bool(op.effects)
+    return isinstance(op, While | Scan) and bool(effects_of(op.body))
 
 
 def remove_dead_equations(graph: Graph) -> Graph:
@@ -90,7 +97,8 @@ def _early_equations(graph: Graph, given: set[int]) -> list[bool]:
     known = given | {v for v, _ in graph.constants}
     flags = []
     for equation in graph.equations:
-        flags.append(all(x in known for x in equation.operands if isinstance(x, int)))
+        is_known = all(x in known for x in equation.operands if isinstance(x, int))
+        flags.append(is_known and not _has_effects(equation))
         if flags[-1]:
             known.update(equation.results)
     return flags

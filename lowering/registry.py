@@ -26,8 +26,15 @@ Value = Any
 """What the interpreter holds for a variable: a value id, or a NumPy array if the content is known."""
 
 
+class NeedsHostError(Exception):
+    """Something inside a loop of the program needs the host between turns: the loop has to be started by it."""
+
+
 class Interpreter(Protocol):
     """How a rule of a higher-order primitive lowers the jaxprs in its parameters."""
+
+    max_trip_count: int
+    """Turns that a loop may make whose trip count is known only at run time."""
 
     def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
         """Appends the equations of a jaxpr to the graph of the rule."""
@@ -39,8 +46,13 @@ class Interpreter(Protocol):
         known: Sequence[Value | None],
         is_resident: Sequence[bool],
         ranges: Sequence[Range],
+        *,
+        is_hosted: bool = False,
     ) -> Graph:
-        """A graph of its own; operands whose content is known are not arguments of it. ranges: of every operand."""
+        """A graph of its own; operands whose content is known are not arguments of it. ranges: of every operand.
+
+        is_hosted: the host starts every turn, so the body may hold loops and calls of the host.
+        """
 
     def rewrite(
         self, ctx: RuleContext, fun: Callable[..., Any], operands: Sequence[Operand], avals: Sequence[Aval]
@@ -85,7 +97,7 @@ class RuleContext(Emitter):
         return UnsupportedPrimitiveError(
             f"no LPU lowering for '{self.primitive}' ({operands}){where}: {reason}. "
             f"Rewrite that line, register a rule with lpu_jax.register_lowering({self.primitive!r}, override=True), "
-            "or run that part outside lpu()."
+            'or pass fallback="host" to lpu() to have the host compute it.'
         )
 
     def require(self, **parameters: tuple[Any, Sequence[Any]]) -> None:

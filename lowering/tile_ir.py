@@ -1,7 +1,7 @@
 """`TileGraph`: tile operations over vectors of at most 320 lanes, each done by one unit of the chip.
 
 Grammar (as printed):
-  tiles   ::= storage* block*
+  tiles   ::= storage* block* plan                      the plan is what the host does, see `host_plan.py`
   block   ::= "block" "x" iterations "{" tile_op* "}"
   tile_op ::= "chain" ... | "permute" ... | "distribute" ... | "transpose" ...
 
@@ -15,13 +15,14 @@ import dataclasses
 import enum
 
 import numpy as np
-import numpy.typing as npt
 
+from lpu_jax.lowering.host_plan import HostPlan
+from lpu_jax.lowering.tile_bindings import Binding as Binding
+from lpu_jax.lowering.tile_bindings import IntArray as IntArray
+from lpu_jax.lowering.tile_bindings import View as View
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Immediate
-
-IntArray = npt.NDArray[np.int64]
 
 GROUP = 16
 """Vectors that a transposer takes at once, and lanes of a superlane."""
@@ -81,24 +82,6 @@ class Storage:
     def loop_step(self) -> int:
         """Addresses between iterations."""
         return self.num_vectors // self.interleave if self.num_iterations > 1 else 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """Where the vectors of a logical value are.
-
-    lanes layout: the last axis lies on lanes in tiles; vectors are row-major over (leading axes, tiles).
-    splat layout: every element has a vector of its own that holds it in all lanes; row-major over all axes.
-    refs: int64 [num_vectors, 2], columns storage id and vector.
-    """
-
-    shape: tuple[int, ...]
-    splat: bool
-    refs: IntArray
-
-    def with_shape(self, shape: tuple[int, ...]) -> View:
-        """The same vectors under another shape."""
-        return View(shape, self.splat, self.refs)
 
 
 def num_tiles(shape: tuple[int, ...], num_lanes: int) -> int:
@@ -304,16 +287,6 @@ class TileBlock:
     reverse: bool = False  # from the last slice to the first
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Binding:
-    """How a graph value meets the host: per-iteration view, and the number of iterations stacked behind it."""
-
-    value: int
-    view: View
-    num_iterations: int
-    dtype: str
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TileGraph:
     """All storages and tile ops of a program.
@@ -330,3 +303,4 @@ class TileGraph:
     inputs: tuple[Binding, ...]
     constants: tuple[tuple[np.ndarray, IntArray], ...]  # vectors [n, lanes] in storage dtype, refs
     outputs: tuple[Binding, ...]
+    plan: HostPlan

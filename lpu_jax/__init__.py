@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lpu_jax.runtime.errors import ProgramError as ProgramError
     from lpu_jax.runtime.errors import ScheduleError as ScheduleError
     from lpu_jax.runtime.errors import SramOverflowError as SramOverflowError
+    from lpu_jax.runtime.errors import TripCountError as TripCountError
     from lpu_jax.runtime.errors import UnsupportedInputError as UnsupportedInputError
     from lpu_jax.runtime.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
     from lpu_jax.stages import Compiled as Compiled
@@ -48,6 +49,7 @@ _HOME = {
     "ScheduleError": "runtime.errors",
     "SramOverflowError": "runtime.errors",
     "Traced": "tracing",
+    "TripCountError": "runtime.errors",
     "UnsupportedInputError": "runtime.errors",
     "UnsupportedPrimitiveError": "runtime.errors",
     "lpu": "transform",

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.emit import TRACED_DTYPES
+from lpu_jax.lowering.lower import MAX_TRIP_COUNT
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import LpuError, UnsupportedInputError
 
@@ -38,6 +40,8 @@ class Options:
     chip: ChipSpec
     precision: str
     effort: str = "default"
+    fallback: str | None = None
+    max_trip_count: int = MAX_TRIP_COUNT
     resident_argnums: tuple[int, ...] = ()
     donate_argnums: tuple[int, ...] = ()
     static_argnums: tuple[int, ...] = ()
@@ -82,6 +86,7 @@ class CallSignature:
         self.names = tuple(p.name for p in parameters if p.kind in by_position)
         self.variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
         is_known = bool(parameters) and self.variadic is None
+        self.fallback = options.fallback
         self.fun_name = getattr(fun, "__name__", type(fun).__name__)
         self._static = self._numbers("static_argnums", options.static_argnums, is_known)
         self._static |= {self.names.index(name) for name in options.static_argnames if name in self.names}
@@ -168,19 +173,27 @@ AvalKey = tuple[tuple[Any, ...], Any, bool]
 
 
 def num_bytes(key: AvalKey) -> int:
-    """Bytes of an array of this shape and dtype."""
-    return int(np.prod(key[0], dtype=np.int64)) * np.dtype(key[1]).itemsize
+    """Bytes of an array of this shape and dtype; a random key counts as its words."""
+    shape, dtype = key[:2]
+    if compat.is_extended_dtype(dtype):
+        shape, dtype = (*shape, *compat.key_shape(dtype)), np.uint32
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
-def aval_key(leaf: Any) -> AvalKey:
+def enters_sram(key: AvalKey) -> bool:
+    """Whether the chip can hold such an array."""
+    return compat.is_extended_dtype(key[1]) or str(key[1]) in TRACED_DTYPES
+
+
+def aval_key(leaf: Any, fallback: str | None = None) -> AvalKey:
     """(shape, dtype, weak type) of an array, a Python number or a ShapeDtypeStruct.
 
     Raises:
-      UnsupportedInputError: float64 or complex.
+      UnsupportedInputError: float64 or complex, which only a fallback can take.
       TypeError: no array at all.
     """
     dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and str(dtype) in _REFUSED:
+    if fallback is None and dtype is not None and str(dtype) in _REFUSED:
         raise _refused(leaf.dtype, leaf.shape)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return (tuple(leaf.shape), leaf.dtype, bool(leaf.weak_type))
@@ -191,14 +204,15 @@ def aval_key(leaf: Any) -> AvalKey:
 def aval_keys(call: FlatCall, signature: CallSignature) -> tuple[AvalKey, ...]:
     """Keys of all leaves; errors name the argument."""
     try:
-        return tuple(map(aval_key, call.leaves))
+        return tuple(aval_key(leaf, signature.fallback) for leaf in call.leaves)
     except (UnsupportedInputError, TypeError):
-        return tuple(_named_key(leaf, role.name) for leaf, role in zip(call.leaves, signature.roles(call), strict=True))
+        pairs = zip(call.leaves, signature.roles(call), strict=True)
+        return tuple(_named_key(leaf, role.name, signature.fallback) for leaf, role in pairs)
 
 
-def _named_key(leaf: Any, name: str) -> AvalKey:
+def _named_key(leaf: Any, name: str, fallback: str | None) -> AvalKey:
     try:
-        return aval_key(leaf)
+        return aval_key(leaf, fallback)
     except UnsupportedInputError as error:
         raise UnsupportedInputError(f"argument {name}: {error}") from None
     except TypeError as error:
@@ -214,10 +228,10 @@ def _refused(dtype: Any, shape: Sequence[Any]) -> UnsupportedInputError:
     return UnsupportedInputError(f"{dtype}[{size}] is a dtype that the LPU does not have. {way_out}")
 
 
-def check_avals(keys: Sequence[AvalKey], roles: Sequence[Leaf]) -> None:
+def check_avals(keys: Sequence[AvalKey], roles: Sequence[Leaf], fallback: str | None = None) -> None:
     """Raises UnsupportedInputError for an argument that no program can take."""
-    for (shape, dtype, _), role in zip(keys, roles, strict=True):
-        if str(dtype) not in TRACED_DTYPES:
+    for (shape, dtype, weak), role in zip(keys, roles, strict=True):
+        if fallback is None and not enters_sram((shape, dtype, weak)):
             raise UnsupportedInputError(f"argument {role.name}: {_refused(dtype, shape)}")
         if not all(isinstance(n, int) for n in shape):
             raise UnsupportedInputError(

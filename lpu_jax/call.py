@@ -11,11 +11,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jax_core
 from jax.interpreters import batching, mlir
 
-from lpu_jax.runtime.execute import execute
-from lpu_jax.runtime.ops import GraphLike
+from lpu_jax.lowering import _jax_compat as compat
+from lpu_jax.runtime.execute import execute, execute_counted
+from lpu_jax.runtime.ops import GraphLike, effects_of
+
+
+def words_of(array: Any) -> Any:
+    """An array; the words of typed random keys."""
+    dtype = getattr(array, "dtype", None)
+    return compat.key_words(array) if dtype is not None and compat.is_extended_dtype(dtype) else array
+
+
+def word_dtype(dtype: Any) -> Any:
+    """The dtype of `words_of` an array of this dtype."""
+    return np.dtype(np.uint32) if compat.is_extended_dtype(dtype) else dtype
+
+
+def as_traced(array: Any, aval: Any) -> Any:
+    """A value of a graph in the dtype that the user's function has there."""
+    if compat.is_extended_dtype(aval.dtype):
+        words = jax.lax.convert_element_type(array, np.uint32)
+        return jax.random.wrap_key_data(words, impl=compat.key_implementation(aval.dtype))
+    return jax.lax.convert_element_type(array, aval.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +47,20 @@ class GraphCall:
     out_avals: tuple[Any, ...]
     name: str
 
+    @property
+    def effects(self) -> frozenset[Any]:
+        """JAX's effects of the host's calls."""
+        return effects_of(self.graph)
+
     def __call__(self, *inputs: Any) -> list[Any]:
         """Evaluates the graph."""
-        results = execute(self.graph, inputs)
-        return [jax.lax.convert_element_type(x, a.dtype) for x, a in zip(results, self.out_avals, strict=True)]
+        results = execute(self.graph, [words_of(x) for x in inputs])
+        return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)]
+
+    def counted(self, *inputs: Any) -> tuple[list[Any], list[Any], list[Any]]:
+        """Results, turns of every loop of unknown length, and whether it would have gone on."""
+        results, counts, ends = execute_counted(self.graph, [words_of(x) for x in inputs])
+        return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)], counts, ends
 
     def __repr__(self) -> str:
         """The user's name of the function."""
@@ -43,6 +74,11 @@ class BatchedCall:
     inner: GraphCall | BatchedCall
     in_axes: tuple[int | None, ...]
     axis_size: int
+
+    @property
+    def effects(self) -> frozenset[Any]:
+        """JAX's effects of the host's calls."""
+        return self.inner.effects
 
     @property
     def out_avals(self) -> tuple[Any, ...]:
@@ -79,7 +115,7 @@ def _batch(inputs: Sequence[Any], axes: Sequence[Any], *, call: GraphCall | Batc
 
 
 lpu_call_p.def_impl(lambda *inputs, call: call(*inputs))
-lpu_call_p.def_abstract_eval(lambda *avals, call: list(call.out_avals))
+lpu_call_p.def_effectful_abstract_eval(lambda *avals, call: (list(call.out_avals), set(call.effects)))
 mlir.register_lowering(lpu_call_p, _lower)
 batching.primitive_batchers[lpu_call_p] = _batch
 

@@ -14,7 +14,7 @@ from jax.extend import core as jax_core
 
 from lpu_jax import arguments as arguments_of
 from lpu_jax.arguments import check_tree, is_traced
-from lpu_jax.call import GraphCall, with_derivative
+from lpu_jax.call import GraphCall, as_traced, with_derivative, word_dtype, words_of
 from lpu_jax.loaded import Loaded
 from lpu_jax.lowering.edges import Edges, split_edges
 from lpu_jax.lowering.hoist import hoist_resident
@@ -22,7 +22,9 @@ from lpu_jax.lowering.ir import Graph, as_text
 from lpu_jax.lowering.prune import split_resident
 from lpu_jax.memory_stats import MemoryStats, memory_map, memory_stats
 from lpu_jax.runtime.assembly import to_text
+from lpu_jax.runtime.errors import trip_count_error
 from lpu_jax.runtime.execute import execute
+from lpu_jax.runtime.ops import loops_of
 from lpu_jax.runtime.program import Program
 from lpu_jax.stage import Stage
 from lpu_jax.tracing import Traced
@@ -83,7 +85,7 @@ class Lowered(Stage):
     @functools.cached_property
     def run_prologue(self) -> Callable[..., list[Any]]:
         """Resident inputs, large closed-over arrays first -> what is kept of them in SRAM."""
-        return jax.jit(lambda *weights: execute(self.parts[0], weights))
+        return jax.jit(lambda *weights: execute(self.parts[0], [words_of(w) for w in weights]))
 
     def load(self, *resident: Any) -> Loaded:
         """Lays out the resident arguments once, in the order of resident_argnums; donated ones are passed per call.
@@ -116,9 +118,35 @@ class Lowered(Stage):
     def _jitted_and_donating(self) -> Callable[..., list[Any]]:
         return jax.jit(self._function, donate_argnums=tuple(sorted(self.traced.donated.values())))
 
+    @functools.cached_property
+    def _counting(self) -> Callable[..., Any]:
+        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name)
+        return jax.jit(call.counted, donate_argnums=tuple(sorted(self.traced.donated.values())))
+
+    def run_counted(self, leaves: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
+        """(results, turns that each loop of unknown length made), a loop before those inside it.
+
+        Raises:
+          TripCountError: a loop would have gone on.
+        """
+        if not loops_of(self.graph):
+            return jax.tree.unflatten(self.out_tree, self.call_flat(leaves)), ()
+        results, counts = self._count(leaves)
+        return jax.tree.unflatten(self.out_tree, results), counts
+
+    def _count(self, leaves: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
+        arguments_of.check_not_deleted(leaves, self.traced.roles)
+        results, counts, ends = self._counting(*self.traced.captured, *leaves)
+        for goes_on, (name, limit) in zip(ends, loops_of(self.graph), strict=True):
+            if goes_on:
+                raise trip_count_error(name, limit)
+        return results, tuple(int(n) for n in counts)
+
     def call_flat(self, leaves: Sequence[Any]) -> list[Any]:
         """Results for the leaves of the arguments, by the vectorised executor."""
         inputs = (*self.traced.captured, *leaves)
+        if loops_of(self.graph) and not is_traced(inputs):
+            return self._count(leaves)[0]
         if not self.traced.donated or is_traced(inputs):
             return self._jitted(*inputs)
         arguments_of.check_not_deleted(leaves, self.traced.roles)
@@ -175,11 +203,11 @@ class Compiled(Stage):
         """(name, hemisphere, bytes, slices) of every storage, named by the argument that it holds."""
         return memory_map(self)
 
-    def report(self) -> Report:
-        """Cycles, bounds, utilisation, SRAM and PCIe of one run."""
+    def report(self, trip_counts: Sequence[int] | None = None) -> Report:
+        """Cycles, bounds, utilisation, SRAM and PCIe of one run; trip_counts: as `Lowered.run_counted` gives them."""
         from lpu_jax.report import make_report
 
-        return make_report(self)
+        return make_report(self, trip_counts)
 
     def write_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the program as a Perfetto trace: every instruction on its queue, see `lpu_jax.trace`.
@@ -195,7 +223,7 @@ class Compiled(Stage):
         leaves, tree = jax.tree.flatten((args, kwargs))
         traced = self.traced
         check_tree(tree, traced.in_tree, traced.fun_name)
-        keys = [arguments_of.aval_key(leaf) for leaf in leaves]
+        keys = [arguments_of.aval_key(leaf, traced.options.fallback) for leaf in leaves]
         arguments_of.check_same(keys, traced.keys, traced.roles)
         arguments_of.check_not_deleted(leaves, traced.roles)
         return leaves
@@ -213,14 +241,17 @@ class Compiled(Stage):
     def simulate(self, *args: Any, **kwargs: Any) -> tuple[Any, int]:
         """Runs the program on the machine: (results, cycles). Slow: thousands of cycles a second."""
         traced = self.traced
-        inputs = [*traced.captured, *self._leaves(args, kwargs)]
         dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
+        inputs = [
+            np.asarray(words_of(x)).astype(word_dtype(dtype))
+            for x, dtype in zip([*traced.captured, *self._leaves(args, kwargs)], dtypes, strict=True)
+        ]
         prepared = self.lowered.run_prologue(*(inputs[i] for i in traced.resident_inputs))
-        arguments = [np.asarray(inputs[i]).astype(dtypes[i]) for i in traced.moving_inputs]
+        arguments = [inputs[i] for i in traced.moving_inputs]
         edges = self.lowered.edges
         outputs, cycles = self.compiled_graph.simulate(edges.enter([*arguments, *map(np.asarray, prepared)]))
         results = [
-            jnp.asarray(x, aval.dtype) for x, aval in zip(edges.leave(outputs), traced.flat_out_avals, strict=True)
+            as_traced(jnp.asarray(x), aval) for x, aval in zip(edges.leave(outputs), traced.flat_out_avals, strict=True)
         ]
         return jax.tree.unflatten(self.out_tree, results), cycles
 

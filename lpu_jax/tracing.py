@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.extend import core as jax_core
 
-from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options, check_avals, num_bytes
+from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options, check_avals, enters_sram, num_bytes
 from lpu_jax.lowering.lower import lower_jaxpr
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def trace(
     Raises:
       UnsupportedInputError: an argument that no program can take.
     """
-    check_avals(keys, roles)
+    check_avals(keys, roles, options.fallback)
     out_tree = None
 
     def flat_fun(*leaves: Any) -> list[Any]:
@@ -139,7 +139,14 @@ class Traced:
     def _lowered(self) -> Lowered:
         from lpu_jax.stages import Lowered  # which needs this module
 
-        return Lowered(self, lower_jaxpr(self.jaxpr, precision=self.options.precision, resident=self.resident_inputs))
+        graph = lower_jaxpr(
+            self.jaxpr,
+            precision=self.options.precision,
+            resident=self.resident_inputs,
+            fallback=self.options.fallback,
+            max_trip_count=self.options.max_trip_count,
+        )
+        return Lowered(self, graph)
 
     # Places of inputs and outputs --------------------------------------------------------------------------------
 
@@ -170,6 +177,7 @@ class Traced:
         """(bytes in, bytes out) across PCIe at every call: all but resident arguments and results in their place."""
         first = len(self.captured)
         staying = {o for o, i in self.donated.items() if self.roles[i - first].is_resident}
-        sent = sum(num_bytes(key) for key, role in zip(self.keys, self.roles, strict=True) if not role.is_resident)
+        pairs = zip(self.keys, self.roles, strict=True)
+        sent = sum(num_bytes(key) for key, role in pairs if not role.is_resident and enters_sram(key))
         outputs = [(a.shape, a.dtype, False) for a in self.flat_out_avals]
-        return sent, sum(num_bytes(key) for o, key in enumerate(outputs) if o not in staying)
+        return sent, sum(num_bytes(key) for o, key in enumerate(outputs) if o not in staying and enters_sram(key))

@@ -11,7 +11,7 @@ import jax
 
 from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
-from lpu_jax.lowering.lower import PRECISIONS
+from lpu_jax.lowering.lower import FALLBACKS, MAX_TRIP_COUNT, PRECISIONS
 from lpu_jax.tracing import Traced
 from lpu_jax.tracing import trace as trace_call
 
@@ -48,6 +48,10 @@ class LpuFunction:
         call = self._signature.flatten(args, kwargs)
         traced = self._trace(call)
         return jax.tree.unflatten(traced.out_tree, traced.lower().call_flat(call.leaves))
+
+    def leaves(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The arrays among the arguments, in the order in which a program takes them."""
+        return self._signature.flatten(args, kwargs).leaves
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Traces for arrays or jax.ShapeDtypeStructs."""
@@ -100,6 +104,8 @@ def lpu(
     chip: ChipSpec | str = ...,
     precision: str = ...,
     effort: str = ...,
+    fallback: str | None = ...,
+    max_trip_count: int = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -114,6 +120,8 @@ def lpu(
     chip: ChipSpec | str = ...,
     precision: str = ...,
     effort: str = ...,
+    fallback: str | None = ...,
+    max_trip_count: int = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -127,6 +135,8 @@ def lpu(
     chip: ChipSpec | str = groqchip1,
     precision: str = "truepoint",
     effort: str = "default",
+    fallback: str | None = None,
+    max_trip_count: int = MAX_TRIP_COUNT,
     resident_argnums: int | Sequence[int] = (),
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
@@ -140,6 +150,9 @@ def lpu(
       precision: "truepoint" multiplies float32 operands through float16 with exact sums; "highest" in float32.
       effort: "default" schedules in seconds; "high" tries 64 orders of the work and keeps the program with the fewest
         cycles, which takes minutes. The values do not depend on it.
+      fallback: "host" has the host compute what the LPU has no lowering for, and adds the time of PCIe to the report;
+        None refuses it.
+      max_trip_count: turns after which a loop with an unknown trip count is given up with a TripCountError.
       resident_argnums: arguments that live in SRAM between calls (weights, and a KV cache if donated as well).
       donate_argnums: arguments whose memory the results may take over; they cannot be used again.
       static_argnums, static_argnames: arguments that are constants of the program; they need a hash.
@@ -149,16 +162,23 @@ def lpu(
       `lower(...).compile()` gives its program.
 
     Raises:
-      ValueError: an unknown chip, precision or effort, or argument numbers that `fun` does not have.
+      ValueError: an unknown chip, precision, effort or fallback, a trip count below 1, or argument numbers that `fun`
+        does not have.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
     if effort not in EFFORTS:
         raise ValueError(f"effort={effort!r} is unknown; use one of {tuple(EFFORTS)}")
+    if fallback not in FALLBACKS:
+        raise ValueError(f"fallback={fallback!r} is unknown; use one of {FALLBACKS}")
+    if max_trip_count < 1:
+        raise ValueError(f"max_trip_count={max_trip_count!r} allows no turn; use 1 or more")
     options = Options(
         chip=chip_by_name(chip) if isinstance(chip, str) else chip,
         precision=precision,
         effort=effort,
+        fallback=fallback,
+        max_trip_count=max_trip_count,
         resident_argnums=_tuple(resident_argnums),
         donate_argnums=_tuple(donate_argnums),
         static_argnums=_tuple(static_argnums),

@@ -50,7 +50,8 @@ def to_text(program: Program) -> str:
     names = [str(queue) for queue in queues(program.chip)]
     lines = [f".chip {program.chip.name}"]
     for block in program.blocks:
-        lines.append(f".block start={block.start_cycle} iterations={block.num_iterations} period={block.period_cycles}")
+        start = f".block start={block.start_cycle} iterations={block.num_iterations} period={block.period_cycles}"
+        lines.append(start + (" after_host" if block.after_host else ""))
         for row in range(block.row_start, block.row_stop):
             queue = int(program.queue[row])
             name = names[queue] if 0 <= queue < len(names) else f"queue({queue})"
@@ -140,7 +141,7 @@ def _vxm_text(chip: ChipSpec, values: dict[str, int]) -> str:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 _LINE = re.compile(r"(-?\d+): (\S+) (.*?)(?: \(Repeat (-?\d+), (-?\d+)\))?$")
-_BLOCK = re.compile(r"\.block start=(-?\d+) iterations=(\d+) period=(-?\d+)$")
+_BLOCK = re.compile(r"\.block start=(-?\d+) iterations=(\d+) period=(-?\d+)( after_host)?$")
 _STEPPED = re.compile(r"(-?\d+)([+-]\d+)?$")
 
 
@@ -180,7 +181,14 @@ class _Reader:
             interval=table[:, 4],
             operands=table[:, 5:],
             blocks=tuple(
-                Block(row_start=b[0], row_stop=stop, start_cycle=b[1], num_iterations=b[2], period_cycles=b[3])
+                Block(
+                    row_start=b[0],
+                    row_stop=stop,
+                    start_cycle=b[1],
+                    num_iterations=b[2],
+                    period_cycles=b[3],
+                    after_host=bool(b[4]),
+                )
                 for b, stop in zip(self.blocks, bounds[1:], strict=True)
             ),
             origin=np.full(len(table), -1, np.int32),
@@ -192,8 +200,9 @@ class _Reader:
         if line.startswith("."):
             match = _BLOCK.match(line)
             if not match:
-                raise self.fail(line, "`.block start=<cycle> iterations=<n> period=<cycles>`")
-            self.blocks.append([len(self.rows), *map(int, match.groups())])
+                raise self.fail(line, "`.block start=<cycle> iterations=<n> period=<cycles> [after_host]`")
+            *numbers, after_host = match.groups()
+            self.blocks.append([len(self.rows), *map(int, numbers), int(after_host is not None)])
             return
         match = _LINE.match(line)
         if not match:

@@ -27,3 +27,15 @@ class ProgramError(LpuError, ValueError):
 
 class ModelFileError(LpuError, ValueError):
     """A model file is missing, truncated or not what it should be."""
+
+
+class TripCountError(LpuError, RuntimeError):
+    """A loop made `max_trip_count` turns and would go on."""
+
+
+def trip_count_error(name: str, max_trip_count: int) -> TripCountError:
+    """The error of a loop that does not end."""
+    return TripCountError(
+        f"the loop {name} made {max_trip_count} turns and would go on. If it needs more, pass a larger "
+        "max_trip_count to lpu_jax.lpu."
+    )

@@ -18,6 +18,7 @@ from jax import lax
 from lpu_jax.runtime import numerics, vxm
 from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, tile_rows
 from lpu_jax.runtime.chip import GROQCHIP1
+from lpu_jax.runtime.errors import trip_count_error
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
@@ -27,6 +28,7 @@ from lpu_jax.runtime.ops import (
     Equation,
     GatherRows,
     GraphLike,
+    HostCall,
     Immediate,
     LaneReduce,
     MatMul,
@@ -37,6 +39,8 @@ from lpu_jax.runtime.ops import (
     ScatterRows,
     Slice,
     Transpose,
+    While,
+    loops_of,
 )
 from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
 from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
@@ -54,6 +58,8 @@ class Mode:
 
 
 EXACT = Mode()
+Counts = list[Array]
+"""Turns made by every loop of a graph (int64 scalars), in the order of `ops.loops_of`."""
 
 
 def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) -> list[Array]:
@@ -69,7 +75,21 @@ def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) ->
       The results, in the graph's dtypes.
     """
     with jax.enable_x64(True):
-        return _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+        results, counts = _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+        return _unless_endless(graph, results, counts) if counts else results
+
+
+def execute_counted(
+    graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """As `execute`, without refusing a loop that does not end.
+
+    Returns:
+      The results; the turns that each loop of `ops.loops_of(graph)` made (int64); whether it would have gone on.
+    """
+    with jax.enable_x64(True):
+        results, counts = _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+        return results, [count for count, _ in counts], [goes_on for _, goes_on in counts]
 
 
 def _as_held(argument: Array) -> Array:
@@ -78,22 +98,30 @@ def _as_held(argument: Array) -> Array:
     return argument.astype(np.int32) if is_held else argument
 
 
-def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> list[Array]:
+def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list[Array], Counts]:
+    """Results, and for every loop its turns and whether it would have gone on."""
+    counts: Counts = []
     env: dict[int, Array] = dict(zip(graph.inputs, arguments, strict=True))
     env.update((value, jnp.asarray(content)) for value, content in graph.constants)
     for equation in graph.equations:
         operands = [
             jnp.asarray(v.value, dtype=v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands
         ]
-        results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
+        if isinstance(equation.op, While):
+            results, made = _while(equation.op, operands, mode)
+            counts += made
+        else:
+            results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
         env.update(zip(equation.results, results, strict=True))
-    return [env[value] for value in graph.outputs]
+    return [env[value] for value in graph.outputs], counts
 
 
 def _evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode) -> list[Array]:
     op = equation.op
     if isinstance(op, Scan):
         return _scan(op, operands, mode)
+    if isinstance(op, HostCall):
+        return list(op.fun(*operands))
     if isinstance(op, MatMul):
         return [_matmul(op, operands, mode)]
     if isinstance(op, LaneReduce) and op.function == "sum":
@@ -225,13 +253,51 @@ def _scan(op: Scan, operands: list[Array], mode: Mode) -> list[Array]:
 
     def step(state: Sequence[Array], slices: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         slices = [_from_bits(x, dtype) for x, dtype in zip(slices, inputs, strict=True)]
-        results = _run(op.body, [*consts, *state, *slices], mode)
+        results, _ = _run(op.body, [*consts, *state, *slices], mode)
         ys = results[op.num_carry :]
         return results[: op.num_carry], [_to_bits(y) for y in ys]
 
     packed = [_to_bits(x) for x in xs]
     final, ys = lax.scan(step, list(carry), packed, length=op.num_iterations, reverse=op.reverse)
     return [*final, *(_from_bits(y, dtype) for y, dtype in zip(ys, outputs, strict=True))]
+
+
+def _while(op: While, operands: list[Array], mode: Mode) -> tuple[list[Array], Counts]:
+    """The state of the loop: carry, turns made, and turns and ends of the loops inside."""
+    consts, start = operands[: op.num_consts], operands[op.num_consts :]
+
+    def goes_on(state: Any) -> Array:
+        carry, turns, _ = state
+        return carry[0] & (turns < op.max_trip_count)
+
+    def turn(state: Any) -> Any:
+        carry, turns, inner = state
+        results, counts = _run(op.body, [*consts, *carry], mode)
+        added = [(total + count, end | ends) for (total, end), (count, ends) in zip(inner, counts, strict=True)]
+        return results, turns + 1, added
+
+    none = jnp.zeros((), np.int64)
+    inner = [(none, jnp.zeros((), np.bool_)) for _ in loops_of(op.body)]
+    carry, turns, inner = lax.while_loop(goes_on, turn, (list(start), none, inner))
+    return carry, [(turns, carry[0]), *inner]
+
+
+def _unless_endless(graph: GraphLike, results: list[Array], counts: Counts) -> list[Array]:
+    """The results; raises TripCountError at run time if a loop would have gone on."""
+    names = loops_of(graph)
+
+    def refuse(ends: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+        for goes_on, (name, limit) in zip(ends.tolist(), names, strict=True):
+            if goes_on:
+                raise trip_count_error(name, limit)
+        return values
+
+    def checked(ends: Array, *values: Array) -> list[Array]:
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values]
+        return list(jax.pure_callback(refuse, tuple(shapes), ends, *values, vmap_method="sequential"))
+
+    ends = jnp.stack([goes_on for _, goes_on in counts])
+    return lax.cond(ends.any(), checked, lambda _, *values: list(values), ends, *results)
 
 
 _CARRIERS = {"float16": np.uint16, "bfloat16": np.uint16, "float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8}

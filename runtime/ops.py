@@ -22,12 +22,17 @@ notation):
   ScatterRows()               table [R, ...], rows [n, ...], index int32 [n] -> the table with those rows replaced;
                               distinct indices
   Scan(body, ...)             as lax.scan: operands consts, carry, xs (leading axis num_iterations); results carry, ys
+  While(body, ...)            operands consts, carry; carry[0] is a bool scalar: while it holds, carry = body(consts,
+                              carry); results carry. The host reads it and starts the program of the body again
+  HostCall(fun, ...)          fun of the operands, computed by the host. Its operands and results may have dtypes that
+                              only the host holds (complex, 64 bits; "token" is the result of a call without results)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -144,7 +149,40 @@ class Scan:
     reverse: bool = False
 
 
-Op = Elementwise | Move | MatMul | LaneReduce | GatherRows | ScatterRows | Scan
+@dataclasses.dataclass(frozen=True, slots=True)
+class While:
+    """A loop whose trip count is known only at run time; body operands: consts, carry.
+
+    It makes at most `max_trip_count` turns; a flag that still holds then is an error. name: for reports and errors.
+    """
+
+    body: GraphLike
+    num_consts: int
+    num_carry: int
+    max_trip_count: int
+    name: str
+
+    def one_turn(self) -> Scan:
+        """The loop as if it ran once."""
+        return Scan(self.body, 1, self.num_consts, self.num_carry)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostCall:
+    """A function of arrays that the host computes while the chip waits; `name` is that of the primitive.
+
+    effects: JAX's effects of the call; a call with effects is made even if nobody needs its results.
+    """
+
+    fun: Callable[..., Sequence[Any]] = dataclasses.field(repr=False)
+    name: str
+    effects: frozenset[Any] = dataclasses.field(default=frozenset(), repr=False)
+
+
+Op = Elementwise | Move | MatMul | LaneReduce | GatherRows | ScatterRows | Scan | While | HostCall
+
+SRAM_DTYPES = frozenset(("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int8", "bool"))
+"""Dtypes of values that the chip holds; values of other dtypes stay with the host."""
 
 
 _SHORT_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int32": "i32", "int8": "i8"}
@@ -160,6 +198,11 @@ class Aval:
 
     def __str__(self) -> str:
         return f"{_SHORT_NAMES.get(self.dtype, self.dtype)}[{','.join(map(str, self.shape))}]"
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether only the host can hold such a value."""
+        return self.dtype not in SRAM_DTYPES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,3 +238,23 @@ class GraphLike(Protocol):
     @property
     def outputs(self) -> tuple[int, ...]:
         """Value ids of the results."""
+
+
+def loops_of(graph: GraphLike) -> list[tuple[str, int]]:
+    """(name, max_trip_count) of every loop whose trip count is known only at run time: each before those inside it."""
+    found: list[tuple[str, int]] = []
+    for equation in graph.equations:
+        if isinstance(equation.op, While):
+            found += [(equation.op.name, equation.op.max_trip_count), *loops_of(equation.op.body)]
+    return found
+
+
+def effects_of(graph: GraphLike) -> frozenset[object]:
+    """JAX's effects of all calls of the host in a graph."""
+    found: frozenset[object] = frozenset()
+    for equation in graph.equations:
+        if isinstance(equation.op, HostCall):
+            found |= equation.op.effects
+        elif isinstance(equation.op, While | Scan):
+            found |= effects_of(equation.op.body)
+    return found

@@ -20,6 +20,7 @@ class Block:
     """A run of rows executed `num_iterations` times, `period_cycles` apart, from `start_cycle` on.
 
     Cycles of its rows count from the start of an iteration; MEM addresses move by `loop_step` per iteration.
+    after_host: the chip has stopped before this block, and the host starts it (see host_runs.py).
 
     Invariants:
       0 <= row_start <= row_stop <= number of rows; num_iterations >= 1
@@ -31,6 +32,7 @@ class Block:
     start_cycle: int
     num_iterations: int
     period_cycles: int
+    after_host: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class Program:
     def to_bytes(self) -> bytes:
         """A stable serialisation: equal programs have equal bytes."""
         columns = (self.cycle, self.queue, self.opcode, self.count, self.interval, self.operands)
-        head = f"{self.chip.name} {[dataclasses.astuple(block) for block in self.blocks]}\n".encode()
+        blocks = [dataclasses.astuple(block)[: 6 if block.after_host else 5] for block in self.blocks]
+        head = f"{self.chip.name} {blocks}\n".encode()
         return head + b"".join(np.ascontiguousarray(c, dtype="<i4").tobytes() for c in columns)
 
     def digest(self) -> str:

@@ -29,6 +29,7 @@ from lpu_jax.runtime.ops import (
     Equation,
     GatherRows,
     GraphLike,
+    HostCall,
     LaneReduce,
     MatMul,
     Move,
@@ -39,6 +40,7 @@ from lpu_jax.runtime.ops import (
     ScatterRows,
     Slice,
     Transpose,
+    While,
 )
 
 Times = npt.NDArray[np.int64]
@@ -191,6 +193,10 @@ class _Walk:
     ) -> Sequence[Value]:
         if all(v.is_known for v in operands):  # folded when the program is made
             return [self.resident(aval, is_known=True, is_dense=False) for aval in avals]
+        if isinstance(equation.op, While):  # cycles are those of one turn
+            equation = dataclasses.replace(equation, op=equation.op.one_turn())
+        if isinstance(equation.op, HostCall):
+            return [self.resident(aval) for aval in avals]
         if isinstance(equation.op, Scan):
             return self._scan(equation, equation.op, operands)
         if any(0 in aval.shape for aval in (*shapes, *avals)):

@@ -26,12 +26,14 @@ from lpu_jax.runtime.ops import (
     Equation,
     GatherRows,
     GraphLike,
+    HostCall,
     LaneReduce,
     MatMul,
     Pad,
     Scan,
     ScatterRows,
     Slice,
+    While,
 )
 
 ON_CHIP = ("mxm", "weight_load", "alu", "sxm", "stream", "mem")
@@ -165,7 +167,9 @@ class _Walk:
         turns: int,
         wanted: frozenset[int],
     ) -> list[Content]:
-        op = equation.op
+        op = equation.op.one_turn() if isinstance(equation.op, While) else equation.op  # cycles are those of one turn
+        if isinstance(op, HostCall):
+            return [self._new(1, full=False) for _ in avals]
         if all(c.is_known for c in operands) or any(0 in a.shape for a in (*shapes, *avals)):
             return [self._new(1, known=True, full=False) for _ in avals]
         if isinstance(op, Scan):

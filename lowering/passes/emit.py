@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from lpu_jax.lowering.passes.schedule import Schedule, ScheduledOp
+from collections.abc import Sequence
+
+from lpu_jax.lowering.host_plan import runs
+from lpu_jax.lowering.passes.schedule import Schedule, ScheduledBlock, ScheduledOp
 from lpu_jax.lowering.passes.template import Slot
 from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.host_runs import join
 from lpu_jax.runtime.isa import Opcode, queues, vxm_queue
 from lpu_jax.runtime.program import Program, ProgramBuilder
 
 
 def emit(plan: Schedule) -> Program:
-    """The program: a chip barrier, then the blocks one after the other.
+    """The program: a chip barrier, then the blocks one after the other; again a barrier where the host starts it again.
 
     The origin of a row is the number of its op in the schedule, counted through the blocks.
     """
-    chip = plan.allocated.tiles.chip
+    tiles = plan.allocated.tiles
+    pieces = [plan.blocks[run.start : run.stop] for run in runs(tiles.plan)] or [()]
+    parts, origin = [], 0
+    for blocks in pieces:
+        parts.append(_emit_piece(tiles.chip, blocks, origin))
+        origin += sum(len(block.ops) for block in blocks)
+    return join(parts)
+
+
+def _emit_piece(chip: ChipSpec, blocks: Sequence[ScheduledBlock], origin: int) -> Program:
+    """A barrier and some blocks; their ops count from `origin` on."""
     builder = ProgramBuilder(chip)
     used: set[int] = set()
     bodies = []
-    origin = 0
-    for block in plan.blocks:
+    for block in blocks:
         rows = []
         for op in block.ops:
             for row in op.template.rows:
@@ -35,7 +48,7 @@ def emit(plan: Schedule) -> Program:
         builder.add(0, _free_queue(chip, used), Opcode.NOTIFY, ())
     builder.close_block(start_cycle=0, num_iterations=1, period_cycles=chip.barrier_cycles)
     start = chip.barrier_cycles
-    for block, rows in zip(plan.blocks, bodies, strict=True):
+    for block, rows in zip(blocks, bodies, strict=True):
         for fields in rows:
             builder.add(*fields)
         builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)

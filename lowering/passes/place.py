@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lpu_jax.lowering.analysis.contention import Contention, companions, contention, streamed
+from lpu_jax.lowering.host_plan import loop_blocks, read_by_host
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
     GatherInput,
@@ -111,8 +112,9 @@ def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
             for used in sorted(inside):
                 if spans[used][0] < start or _read_before_written(block.ops, used):
                     spans[used] += [start, stop - 1]
+    extend_through_loops(tiles, spans)
     last_use = [(min(s), max(s)) if s else (0, -1) for s in spans]
-    output_ids = {int(s) for binding in tiles.outputs for s in binding.view.refs[:, 0]}
+    output_ids = {int(s) for binding in tiles.outputs for s in binding.view.refs[:, 0]} | read_by_host(tiles.plan)
     ranges = []
     for storage, (first, last) in zip(tiles.storages, last_use, strict=True):
         if storage.resident:
@@ -122,6 +124,23 @@ def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
             last = count
         ranges.append((first, last))
     return ranges
+
+
+def extend_through_loops(tiles: TileGraph, spans: list[list[int]]) -> None:
+    """What a loop that the host starts takes in or leaves behind lives through all its blocks."""
+    ends = [0, *itertools.accumulate(len(block.ops) for block in tiles.blocks)]
+    for first, last in loop_blocks(tiles.plan):
+        start, stop = ends[first], ends[last]
+        is_read_first: dict[int, bool] = {}
+        for block in tiles.blocks[first:last]:
+            for op in block.ops:
+                for used in op_reads(op):
+                    is_read_first.setdefault(used, True)
+                for used in op_writes(op):
+                    is_read_first.setdefault(used, False)
+        for used, read_first in is_read_first.items():
+            if read_first or min(spans[used]) < start:
+                spans[used] += [start, stop - 1]
 
 
 def _read_before_written(ops: tuple[TileOp, ...], storage: int) -> bool:

@@ -16,7 +16,18 @@ from typing import Any
 import numpy as np
 
 from lpu_jax.lowering.ir import Graph, GraphBuilder
-from lpu_jax.runtime.ops import Aval, Concatenate, Equation, GraphLike, Immediate, Reshape, Scan, Slice
+from lpu_jax.runtime.ops import (
+    Aval,
+    Concatenate,
+    Equation,
+    GraphLike,
+    HostCall,
+    Immediate,
+    Reshape,
+    Scan,
+    Slice,
+    While,
+)
 
 MIN_PERIOD = 8
 """Equations of the shortest body worth a loop."""
@@ -59,7 +70,7 @@ def _repeats(graph: GraphLike) -> Iterator[tuple[int, int, int]]:
     for index, equation in enumerate(graph.equations):
         shapes = tuple(graph.avals[v] if isinstance(v, int) else v for v in equation.operands)
         results = tuple(graph.avals[v] for v in equation.results)
-        key = index if isinstance(equation.op, Scan) else (equation.op, shapes, results)
+        key = index if isinstance(equation.op, Scan | While | HostCall) else (equation.op, shapes, results)
         signatures.append(names.setdefault(key, len(names)))
     ids = np.array(signatures)
     found = []

@@ -13,6 +13,7 @@ from collections import Counter
 
 import numpy as np
 
+from lpu_jax.lowering.host_plan import HostPlan, Run, Stage
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource, narrow_steps
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
@@ -42,12 +43,14 @@ from lpu_jax.runtime.ops import (
     Equation,
     GatherRows,
     GraphLike,
+    HostCall,
     Immediate,
     LaneReduce,
     MatMul,
     Reshape,
     Scan,
     ScatterRows,
+    While,
 )
 
 
@@ -66,8 +69,10 @@ def tile(
     tiler = Tiler(builder, graph)
     tiler.bind_inputs(donated or {})
     tiler.run()
-    outputs = tuple(Binding(v, tiler.view(v), 1, graph.avals[v].dtype) for v in graph.outputs)
-    tiler.end_block()
+    outputs = tuple(
+        Binding(v, tiler.view(v), 1, graph.avals[v].dtype) for v in graph.outputs if not graph.avals[v].is_on_host
+    )
+    tiler.end_run()
     return TileGraph(
         chip=chip,
         storages=tuple(builder.storages),
@@ -75,6 +80,7 @@ def tile(
         inputs=tuple(tiler.bindings),
         constants=tuple(builder.constants),
         outputs=outputs,
+        plan=tiler.host_plan(),
     )
 
 
@@ -95,6 +101,9 @@ class Tiler:
         self.ops: list[TileOp] = []
         self.blocks: list[TileBlock] = []
         self.bindings: list[Binding] = []
+        self.plan: list[Stage] = []
+        self.run_start = 0  # first block since the host last started the chip
+        self.slots: dict[int, int] = {}  # values that only the host holds
         self.donated_xs: dict[int, int] = {}
         self.overwriting: set[int] = set()  # equations that replace a value in place: its readers are emitted before
         self.ready: set[int] = set()
@@ -111,10 +120,13 @@ class Tiler:
 
         Loop inputs and large ones choose their plane first: their storages are the hardest to fit.
         """
-        looped = {v for e in self.graph.equations if isinstance(e.op, Scan) for v in _scan_xs(e)}
+        looped = looped_values(self.graph)
         groups = self._stacked_inputs(looped)
         grouped = {v for values in groups.values() for v in values}
-        homes = [v for v in self.graph.inputs if v not in grouped] + list(groups)
+        for value in self.graph.inputs:
+            if self.graph.avals[value].is_on_host:
+                self.new_slot(value)
+        homes = [v for v in self.graph.inputs if v not in grouped and v not in self.slots] + list(groups)
         for value in sorted(homes, key=lambda v: (-self._size(v), v)):
             aval = self.graph.avals[value]
             demand = self.demand.get(value, Demand())
@@ -306,6 +318,27 @@ class Tiler:
             self.blocks.append(TileBlock(tuple(self.ops), 1, frozenset()))
             self.ops = []
 
+    def end_run(self) -> None:
+        """Ends a run of blocks: the host has something to do before the next one."""
+        self.end_block()
+        if len(self.blocks) > self.run_start:
+            self.plan.append(Run(self.run_start, len(self.blocks)))
+        self.run_start = len(self.blocks)
+
+    def new_slot(self, value: int) -> int:
+        """Gives a value a place on the host."""
+        self.slots[value] = self.builder.num_slots
+        self.builder.num_slots += 1
+        return self.slots[value]
+
+    def host_plan(self) -> HostPlan:
+        """What the host does, and which arguments and results it keeps for itself."""
+        ends = [
+            tuple((i, self.slots[v]) for i, v in enumerate(values) if self.graph.avals[v].is_on_host)
+            for values in (self.graph.inputs, self.graph.outputs)
+        ]
+        return HostPlan(tuple(self.plan), *ends)
+
     def used(self, equation: Equation) -> None:
         """Counts down the uses of an equation's operands."""
         self.uses.subtract(v for v in equation.operands if isinstance(v, int))
@@ -331,16 +364,26 @@ class Tiler:
                 self._set(equation, tile_gather(self, equation))
             elif isinstance(op, ScatterRows):
                 self._set(equation, tile_scatter(self, equation))
-            elif isinstance(op, Scan):
-                from lpu_jax.lowering.passes.tile_scan import tile_scan
-
-                self.close_all()
-                for value in [v for v in self.pending if self.uses[v] > 0]:
-                    self.all_views(value)  # the loop may overwrite what it was given
-                tile_scan(self, equation, op)
+            elif isinstance(op, Scan | While | HostCall):
+                self._with_blocks(equation, op)
                 self.used(equation)
             else:
                 tile_move(self, equation, op)
+
+    def _with_blocks(self, equation: Equation, op: Scan | While | HostCall) -> None:
+        """Ops that end the block: loops, and calls of the host."""
+        from lpu_jax.lowering.passes.tile_host import tile_host_call, tile_while
+        from lpu_jax.lowering.passes.tile_scan import tile_scan
+
+        self.close_all()
+        for value in [v for v in self.pending if self.uses[v] > 0]:
+            self.all_views(value)  # the loop may overwrite what it was given
+        if isinstance(op, Scan):
+            tile_scan(self, equation, op)
+        elif isinstance(op, While):
+            tile_while(self, equation, op)
+        else:
+            tile_host_call(self, equation, op)
 
     def _set(self, equation: Equation, views: tuple[View, ...]) -> None:
         self.used(equation)
@@ -492,7 +535,16 @@ class Tiler:
         self._set(equation, targets)
 
 
-def _scan_xs(equation: Equation) -> list[int]:
-    scan = equation.op
-    assert isinstance(scan, Scan)
-    return [v for v in equation.operands[scan.num_consts + scan.num_carry :] if isinstance(v, int)]
+def looped_values(graph: GraphLike) -> set[int]:
+    """Values that move through a loop slice by slice, also where that loop is in the body of another one."""
+    found: set[int] = set()
+    for equation in graph.equations:
+        op = equation.op
+        operands = [v for v in equation.operands if isinstance(v, int)]
+        if isinstance(op, Scan):
+            found.update(operands[op.num_consts + op.num_carry :])
+        elif isinstance(op, While):
+            inside = looped_values(op.body)
+            consts = zip(op.body.inputs[: op.num_consts], operands, strict=False)
+            found.update(outer for value, outer in consts if value in inside)
+    return found

@@ -14,18 +14,20 @@ from lpu_jax.runtime.ops import (
     Equation,
     GatherRows,
     GraphLike,
+    HostCall,
     LaneReduce,
     MatMul,
     Reshape,
     Scan,
     ScatterRows,
     Transpose,
+    While,
 )
 
 Ask = Callable[[object, Demand | None], None]
 """Merges a demand into what is known of a value."""
 
-_DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, Elementwise)
+_DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, While, HostCall, Elementwise)
 
 
 def demands(graph: GraphLike) -> dict[int, Demand]:
@@ -52,7 +54,7 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
         elif isinstance(op, ScatterRows):
             ask(equation.results[0], Demand(table=True, scattered=True))
             ask(equation.operands[0], found[equation.results[0]])
-        elif isinstance(op, Scan):
+        elif isinstance(op, Scan | While):
             _ask_scan(equation, op, found, ask)
         elif isinstance(op, Elementwise):
             _ask_through_update(graph, equation, found, spread, ask)
@@ -76,7 +78,7 @@ def _ask_through_update(
                 ask(operand, dataclasses.replace(demand, mirrored=False, table=False, scattered=False))
 
 
-def _ask_scan(equation: Equation, op: Scan, found: dict[int, Demand], ask: Ask) -> None:
+def _ask_scan(equation: Equation, op: Scan | While, found: dict[int, Demand], ask: Ask) -> None:
     body = demands(op.body)
     for operand, value in zip(equation.operands, op.body.inputs, strict=True):
         ask(operand, body.get(value))

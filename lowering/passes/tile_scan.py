@@ -25,14 +25,14 @@ def tile_scan(tiler: Tiler, equation: Equation, scan: Scan) -> None:
         body.views[value] = tiler.all_views(outer)
     carry_inputs = inputs[scan.num_consts :][: scan.num_carry]
     for value, outer in zip(carry_inputs, carry, strict=True):
-        body.views[value] = _enter_carry(tiler, body, value, outer)
+        body.views[value] = enter_carry(tiler, body, value, outer)
     looped: set[int] = set()
     for value, outer in zip(inputs[scan.num_consts + scan.num_carry :], xs, strict=True):
         body.views[value] = _slice_views(tiler, body, value, outer, scan.num_iterations, looped)
     tiler.end_block()
     stacked = _bind_results(tiler, body, equation, scan, looped)
     body.run()
-    _close_body(body, body_graph.outputs, carry_inputs, scan.num_carry)
+    close_body(body, body_graph.outputs, carry_inputs, scan.num_carry)
     tiler.blocks.append(TileBlock(tuple(body.ops), scan.num_iterations, frozenset(looped), scan.reverse))
     for value, inner in zip(equation.results, carry_inputs, strict=False):
         tiler.views[value] = body.views[inner]
@@ -40,7 +40,7 @@ def tile_scan(tiler: Tiler, equation: Equation, scan: Scan) -> None:
         tiler.views[value] = views
 
 
-def _enter_carry(tiler: Tiler, body: Tiler, value: int, outer: int) -> tuple[View, ...]:
+def enter_carry(tiler: Tiler, body: Tiler, value: int, outer: int) -> tuple[View, ...]:
     """Storages that hold a carry between iterations, filled before the loop."""
     aval = body.graph.avals[value]
     splat = default_splat(aval.shape)
@@ -157,7 +157,7 @@ def _others_come_before(body: Tiler, value: int, update: int) -> bool:
     return value not in body.graph.outputs
 
 
-def _close_body(body: Tiler, outputs: tuple[int, ...], carry_inputs: list[int], num_carry: int) -> None:
+def close_body(body: Tiler, outputs: tuple[int, ...], carry_inputs: list[int], num_carry: int) -> None:
     """Writes what the body leaves behind: ys that came out as views, then the carry (all reads come before)."""
     body.close_all()
     for value in outputs[num_carry:]:

@@ -135,6 +135,7 @@ class StorageBuilder:
         self._lane_maps: dict[tuple[int, bytes], IntArray] = {}
         self._mirrors: dict[int, int] = {}
         self.zero_storages: set[int] = set()  # constants of nothing but zeros
+        self.num_slots = 0  # values that only the host holds
 
     def next_hemisphere(self) -> Hemisphere:
         """Alternates between the hemispheres."""

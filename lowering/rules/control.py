@@ -1,4 +1,4 @@
-"""Rules of primitives that hold jaxprs: calls are inlined, a scan is a loop, a scan in a scan is unrolled."""
+"""Rules of primitives that hold jaxprs: calls are inlined, a scan is a loop, a short scan in a scan is unrolled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
 from lpu_jax.lowering.emit import Operand, as_operand, held
-from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
+from lpu_jax.lowering.registry import NeedsHostError, RuleContext, Value, register_lowering
+from lpu_jax.lowering.rules.loops import hosted_branches, hosted_scan, must_be_chosen
 from lpu_jax.runtime.ops import Aval, Immediate, Scan
 
 MAX_UNROLLED_ITERATIONS = 64
@@ -50,12 +51,33 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
     """`unroll`, `_split_transpose` and the like are hints."""
     length, reverse = int(params["length"]), bool(params["reverse"])
     num_consts, num_carry = compat.scan_counts(params, len(values))
+    return lower_scan(ctx, values, params["jaxpr"], length, reverse, num_consts, num_carry)
+
+
+def lower_scan(
+    ctx: RuleContext, values: Sequence[Value], jaxpr: Any, length: int, reverse: bool, num_consts: int, num_carry: int
+) -> Sequence[Value]:
+    """A scan as a loop of the program; unrolled inside another one; started by the host turn by turn if its body needs
+    the host.
+
+    Raises:
+      NeedsHostError: too long to be unrolled.
+    """
     if ctx.depth > 0 or length <= 1:
         if length > MAX_UNROLLED_ITERATIONS:
-            raise ctx.unsupported(
-                f"a scan of {length} iterations inside a scan; inner scans are unrolled up to {MAX_UNROLLED_ITERATIONS}"
-            )
-        return _unrolled(ctx, values, params["jaxpr"], length, reverse, num_consts, num_carry)
+            raise NeedsHostError
+        return _unrolled(ctx, values, jaxpr, length, reverse, num_consts, num_carry)
+    try:
+        if any(held(aval).is_on_host for aval in (*ctx.avals_in, *ctx.avals_out)):
+            raise NeedsHostError
+        return _loop(ctx, values, jaxpr, length, reverse, num_consts, num_carry)
+    except NeedsHostError:
+        return hosted_scan(ctx, values, jaxpr, length, reverse, num_consts, num_carry)
+
+
+def _loop(
+    ctx: RuleContext, values: Sequence[Value], jaxpr: Any, length: int, reverse: bool, num_consts: int, num_carry: int
+) -> Sequence[Value]:
     known = [v if i < num_consts and _is_embedded(v) else None for i, v in enumerate(values)]
     is_carry = [num_consts <= i < num_consts + num_carry for i in range(len(values))]
     is_resident = [
@@ -63,7 +85,7 @@ def _scan(ctx: RuleContext, *values: Value, **params: Any) -> Sequence[Value]:
         for v, carried in zip(values, is_carry, strict=True)
     ]
     ranges = [ANYTHING if carried else _range_of(ctx, v) for v, carried in zip(values, is_carry, strict=True)]
-    body = ctx.interpreter.body(ctx, params["jaxpr"], known, is_resident, ranges)
+    body = ctx.interpreter.body(ctx, jaxpr, known, is_resident, ranges)
     kept = [i for i, v in enumerate(known) if v is None]
     operands = [_as_id(ctx, values[i], ctx.avals_in[i]) for i in kept]
     op = Scan(
@@ -86,13 +108,14 @@ def _range_of(ctx: RuleContext, value: Value) -> Range:
 
 @register_lowering("cond", higher_order=True)
 def _cond(ctx: RuleContext, index: Value, *operands: Value, branches: Any, **params: Any) -> Sequence[Value]:
-    """All branches run and a select keeps one, so the cycles are those of all of them; a known index runs one."""
+    """All branches run and a select keeps one, so the cycles are those of all of them; a known index runs one. Branches
+    with effects or with loops of unknown length are started by the host, the chosen one alone."""
     del params  # hints to XLA
     last = len(branches) - 1
     if not isinstance(index, int):
         return ctx.interpreter.inline(ctx, branches[int(np.clip(int(index), 0, last))], operands)
-    if any(compat.has_effects(branch) for branch in branches):
-        raise ctx.unsupported("branches with effects: both would have them")
+    if any(map(must_be_chosen, branches)) or any(held(aval).is_on_host for aval in ctx.avals_out):
+        return hosted_branches(ctx, index, operands, branches)
     results = [ctx.interpreter.inline(ctx, branch, operands) for branch in branches]
     return [
         _chosen(ctx, index, column, aval)

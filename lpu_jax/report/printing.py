@@ -18,6 +18,7 @@ from lpu_jax.report.tree import Node
 if TYPE_CHECKING:
     import pandas
 
+    from lpu_jax.report.host import HostCosts
     from lpu_jax.report.summary import Report
 
 _MAX_ROWS = 12
@@ -36,6 +37,7 @@ def tables(report: Report) -> Group:
     """All tables of a report."""
     parts: list[RenderableType] = [
         _summary(report),
+        *([_host(report.host)] if report.host else []),
         _blocks(report),
         _units(report),
         _streams(report),
@@ -114,6 +116,20 @@ def _summary(report: Report) -> Table:
         ("PCIe out", report.pcie_out_bytes, report.pcie_out_seconds),
     ):
         table.add_row(way, f"{size:,}", f"bytes, {seconds * 1e6:,.2f} us, not in the cycles")
+    return table
+
+
+def _host(host: HostCosts) -> Table:
+    table = _table("With the host", "what", "#cycles each", "#times", "#PCIe us", "remark")
+    for loop in host.loops:
+        limit = f"a loop, at most {loop.max_trip_count:,} turns"
+        values = (f"{loop.cycles_per_turn:,}", f"{loop.trip_count:,}", f"{loop.pcie_seconds * 1e6:,.2f}")
+        table.add_row(Text(loop.name), *values, limit)
+    for call in host.calls:
+        moved = f"{call.bytes_out:,} bytes out, {call.bytes_in:,} in; {call.source}"
+        table.add_row(Text(call.name), "", f"{call.num_calls:,}", f"{call.pcie_seconds * 1e6:,.2f}", Text(moved))
+    total = (f"{host.cycles_taken:,}", "", f"{host.pcie_seconds * 1e6:,.2f}")
+    table.add_row("cycles taken", *total, f"at most {host.worst_case_cycles:,} cycles")
     return table
 
 

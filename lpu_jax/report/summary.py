@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lpu_jax.lowering.analysis.dependency_bound import Link
 from lpu_jax.report import printing
 from lpu_jax.report.costs import Costs, measure
+from lpu_jax.report.host import HostCosts, host_costs, pcie_seconds
 from lpu_jax.report.tree import Node, tree_records
-from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.transform import LpuFunction, lpu
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Report:
 
     Invariants:
       cycles >= max(resource_bound_cycles, dependency_bound_cycles) up to the skew; 0 <= utilization[unit] <= 1
-      total_seconds == seconds + pcie_in_seconds + pcie_out_seconds
+      total_seconds == seconds + pcie_in_seconds + pcie_out_seconds without a part for the host
       tree.wall_cycles == cycles; every unit's busy_cycles + idle_cycles == cycles
 
     Attributes:
@@ -45,6 +45,8 @@ class Report:
       accumulators: how sums are kept.
       costs: what the program's rows say: blocks, binding chain, units, bytes, MACs, SRAM and all of it over time.
       assumptions: what the figures rest on where nothing is published.
+      host: loops that the host starts and calls that it computes, None if there are none. All other figures are those
+        of a run in which every such loop makes one turn; cycles_taken are those of this run.
     """
 
     name: str
@@ -70,6 +72,12 @@ class Report:
     accumulators: str
     costs: Costs
     assumptions: tuple[str, ...]
+    host: HostCosts | None = None
+
+    @property
+    def cycles_taken(self) -> int:
+        """Cycles with the turns that the loops made; `cycles` if the host has no part in the run."""
+        return self.host.cycles_taken if self.host else self.cycles
 
     @property
     def seconds(self) -> float:
@@ -84,7 +92,8 @@ class Report:
     @property
     def total_seconds(self) -> float:
         """Time on the chip and on PCIe, one after the other."""
-        return self.seconds + self.pcie_in_seconds + self.pcie_out_seconds
+        middle = self.host.pcie_seconds if self.host else 0.0
+        return self.cycles_taken / self.clock_hz + self.pcie_in_seconds + self.pcie_out_seconds + middle
 
     @property
     def tree(self) -> Node:
@@ -93,9 +102,11 @@ class Report:
 
     def to_dict(self, *, detail: bool = True) -> dict[str, Any]:
         """All fields and derived times, ready for JSON; without detail only what is a number or a short list."""
-        long = ("costs", "dependency_chain")
+        long = ("costs", "dependency_chain", "host")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in long}
         found = {**fields, "microseconds": self.microseconds, "total_seconds": self.total_seconds}
+        if self.host is not None:
+            found["host"] = dataclasses.asdict(self.host)
         if detail:
             found["dependency_chain"] = [dataclasses.asdict(link) for link in self.dependency_chain]
             found["costs"] = self.costs.to_dict()
@@ -134,13 +145,8 @@ class Report:
         return printing.html(self)
 
 
-def pcie_seconds(chip: ChipSpec, num_bytes: int) -> float:
-    """Time of one transfer; nothing to send costs nothing."""
-    return chip.pcie_latency_seconds + num_bytes / chip.pcie_bytes_per_second if num_bytes else 0.0
-
-
-def make_report(compiled: Compiled) -> Report:
-    """The report of a compiled function."""
+def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) -> Report:
+    """The report of a compiled function; trip_counts: turns of its loops of unknown length, one each if None."""
     chip, costs = compiled.traced.options.chip, compiled.compiled_graph.cost_analysis(compiled.traced.moved_bytes())
     memory = compiled.memory_analysis()
     sizes: dict[tuple[str, str], int] = {}
@@ -179,6 +185,7 @@ def make_report(compiled: Compiled) -> Report:
             f"clock {chip.clock_hz / 1e6:,.0f} MHz; cost rules where nothing is published: docs/assumptions.md",
             "resident arguments are in SRAM before the first cycle; loading them is not counted",
         ),
+        host=host_costs(compiled.compiled_graph, trip_counts),
     )
 
 
@@ -191,7 +198,9 @@ def profile(fun: Callable[..., Any]) -> Callable[..., tuple[Any, Report]]:
     function = fun if isinstance(fun, LpuFunction) else lpu(fun)
 
     def profiled(*args: Any, **kwargs: Any) -> tuple[Any, Report]:
-        report = function.lower(*args, **kwargs).compile().report()
-        return function(*args, **kwargs), report
+        lowered = function.lower(*args, **kwargs)
+        compiled = lowered.compile()
+        result, trip_counts = lowered.run_counted(function.leaves(*args, **kwargs))
+        return result, make_report(compiled, trip_counts)
 
     return profiled

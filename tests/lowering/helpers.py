@@ -8,7 +8,7 @@ from lpu_jax.lowering.passes.schedule import verify_schedule
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.runtime import vxm
 from lpu_jax.runtime.exact_dot import exact_dot
-from lpu_jax.runtime.execute import execute
+from lpu_jax.runtime.execute import execute, execute_counted
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
@@ -196,6 +196,11 @@ def _scan(op, operands):
 def jitted(graph, arguments):
     """The graph's results from the jitted executor."""
     return [np.asarray(x) for x in jax.jit(lambda values: execute(graph, values))(list(arguments))]
+
+
+def jitted_counted(graph, arguments):
+    """As `jitted`, with the turns that the loops of unknown length made and whether they would have gone on."""
+    return jax.jit(lambda values: execute_counted(graph, values))(list(arguments))
 
 
 def assert_agrees(graph, chip, arguments, donated=None, model=reference):

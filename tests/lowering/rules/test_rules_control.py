@@ -8,7 +8,7 @@ from jax import lax
 from on_lpu import assert_machine_agrees
 
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
-from lpu_jax.runtime.ops import Elementwise, Scan
+from lpu_jax.runtime.ops import Elementwise, Scan, While
 
 XS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -95,15 +95,19 @@ def test_a_scan_in_a_scan_is_unrolled(on_lpu, lowered):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_long_scan_in_a_scan_is_refused(lowered):
+def test_the_host_starts_the_turns_around_a_long_scan(on_lpu, lowered):
     def fun(xs):
         def step(c, x):
-            return lax.scan(lambda d, _: (d + x, None), c, None, length=65)
+            d, _ = lax.scan(lambda d, _: (d + x, None), c, None, length=65)
+            return d, (c, x)
 
-        return lax.scan(step, xs[0], xs)
+        return lax.scan(step, xs[0], xs, reverse=True)
 
-    with pytest.raises(UnsupportedPrimitiveError, match=r"scan of 65 iterations inside a scan; .* unrolled up to 64"):
-        lowered(fun, XS)
+    (loop,) = [e.op for e in lowered(fun, XS).equations if isinstance(e.op, While)]
+    assert loop.max_trip_count == 4
+    assert [e.op.num_iterations for e in loop.body.equations if isinstance(e.op, Scan)] == [65]
+    for a, b in zip(jax.tree.leaves(on_lpu(fun, XS)), jax.tree.leaves(fun(XS)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_known_constants_go_into_the_body(lowered):
