@@ -33,8 +33,9 @@ class NeedsHostError(Exception):
 class Interpreter(Protocol):
     """How a rule of a higher-order primitive lowers the jaxprs in its parameters."""
 
-    max_trip_count: int
-    """Turns that a loop may make whose trip count is known only at run time."""
+    @property
+    def max_trip_count(self) -> int:
+        """Turns that a loop may make whose trip count is known only at run time."""
 
     def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
         """Appends the equations of a jaxpr to the graph of the rule."""

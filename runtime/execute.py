@@ -297,7 +297,8 @@ def _unless_endless(graph: GraphLike, results: list[Array], counts: Counts) -> l
         return list(jax.pure_callback(refuse, tuple(shapes), ends, *values, vmap_method="sequential"))
 
     ends = jnp.stack([goes_on for _, goes_on in counts])
-    return lax.cond(ends.any(), checked, lambda _, *values: list(values), ends, *results)
+    found: list[Array] = lax.cond(ends.any(), checked, lambda _, *values: list(values), ends, *results)
+    return found
 
 
 _CARRIERS = {"float16": np.uint16, "bfloat16": np.uint16, "float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8}

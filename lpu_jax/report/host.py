@@ -98,7 +98,7 @@ def host_costs(compiled: CompiledGraph, trip_counts: Sequence[int] | None = None
         calls=calls,
         cycles_taken=cycles_taken(plan, compiled.piece_cycles, counts),
         worst_case_cycles=cycles_taken(plan, compiled.piece_cycles, worst),
-        pcie_seconds=math.fsum(c.pcie_seconds for c in (*loop_costs, *calls)),
+        pcie_seconds=math.fsum([*(c.pcie_seconds for c in loop_costs), *(c.pcie_seconds for c in calls)]),
     )
 
 
