@@ -1,8 +1,9 @@
 """JAX's own per-primitive harnesses on the LPU: a table of what passes, what is refused and what is wrong.
 
-    python benchmarks/harnesses.py [--per-group N] [--group NAME ...] [--verbose]
+    python benchmarks/harnesses.py [--per-group N | --all] [--group NAME ...] [--verbose] [--markdown FILE]
 
-Every harness is traced, lowered and executed with precision="highest" and compared with plain JAX on the CPU. Integers
+Every harness is traced, lowered and executed with precision="highest" and compared with plain JAX on the CPU; what is
+refused is run again with fallback="host". Integers
 and bools must be equal; a float passes if its error against float64 (where the harness can run there) is no larger than
 twice XLA's own worst error plus one unit in the last place, relative to the result's magnitude, else by tolerance.
 """
@@ -11,34 +12,45 @@ from __future__ import annotations
 
 import argparse
 import collections
+import pathlib
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax._src.internal_test_util import test_harnesses
 
-from lpu_jax.lowering.lower import lower_jaxpr
+from lpu_jax import lpu
 from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveError
-from lpu_jax.runtime.execute import execute
 
-OUTCOMES = ("pass", "refused", "wrong", "crash", "skipped")
+OUTCOMES = ("pass", "host", "refused", "wrong", "crash", "skipped")
+"""pass: all of it on the LPU; host: passes with fallback="host"; refused: even so; skipped: plain JAX cannot run it."""
+_WIDE = frozenset(("int64", "uint64", "float64", "complex128"))
 _EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def is_runnable(harness: Any) -> bool:
     """Whether a harness applies to the CPU without 64-bit types."""
-    return bool(harness.filter("cpu")) and not any("64" in str(d) for d in [np.dtype(harness.dtype)])
+    return bool(harness.filter("cpu")) and str(np.dtype(harness.dtype)) not in _WIDE
 
 
-def on_lpu(harness: Any, arguments: list[Any]) -> list[Any]:
+def is_native(harness: Any) -> bool:
+    """Whether a harness is about a dtype that the LPU has."""
+    return not np.issubdtype(np.dtype(harness.dtype), np.complexfloating)
+
+
+def on_lpu(harness: Any, arguments: list[Any], fallback: str | None = None) -> list[Any]:
     """Results of a harness in the LPU's arithmetic."""
-    closed = jax.make_jaxpr(harness.dyn_fun)(*arguments)
-    graph = lower_jaxpr(closed, precision="highest")
-    leaves = jax.tree.leaves(arguments)
-    results = jax.jit(lambda values: execute(graph, values))(leaves)
-    return [np.asarray(r).astype(a.dtype) for r, a in zip(results, closed.out_avals, strict=True)]
+    return [
+        np.asarray(r) for r in jax.tree.leaves(lpu(_called(harness), precision="highest", fallback=fallback)(arguments))
+    ]
+
+
+def _called(harness: Any) -> Callable[[list[Any]], Any]:
+    """A harness as a function of the list of its arguments."""
+    return lambda arguments: harness.dyn_fun(*arguments)
 
 
 def on_xla(harness: Any, arguments: list[Any]) -> list[np.ndarray]:
@@ -98,15 +110,21 @@ def outcome(harness: Any) -> tuple[str, str]:
         xla = on_xla(harness, arguments)
     except Exception as error:
         return "skipped", f"plain JAX: {type(error).__name__}"
-    try:
-        actual = on_lpu(harness, arguments)
-    except (UnsupportedPrimitiveError, UnsupportedInputError) as error:
-        return "refused", str(error)
-    except Exception as error:
-        return "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
-    real = in_float64(harness, arguments) or [None] * len(xla)
-    reasons = [explain(a, x, r) for a, x, r in zip(actual, xla, real, strict=True)]
-    return ("wrong", next(filter(None, reasons))) if any(reasons) else ("pass", "")
+    refusal = ""
+    for fallback in (None, "host"):
+        try:
+            actual = on_lpu(harness, arguments, fallback)
+        except (UnsupportedPrimitiveError, UnsupportedInputError) as error:
+            refusal = str(error)
+            continue
+        except Exception as error:
+            return "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"
+        real = in_float64(harness, arguments) or [None] * len(xla)
+        reasons = [explain(a, x, r) for a, x, r in zip(actual, xla, real, strict=True)]
+        if any(reasons):
+            return "wrong", next(filter(None, reasons))
+        return ("pass", "") if fallback is None else ("host", refusal)
+    return "refused", refusal
 
 
 def chosen(per_group: int, groups: list[str]) -> dict[str, list[Any]]:
@@ -118,29 +136,70 @@ def chosen(per_group: int, groups: list[str]) -> dict[str, list[Any]]:
     return {g: h[:: max(1, -(-len(h) // per_group))] for g, h in sorted(by_group.items())}
 
 
-def main() -> int:
-    """Prints the table; 1 if anything is wrong or crashes."""
+def table(rows: dict[str, collections.Counter[str]]) -> str:
+    """The counts of every group as Markdown."""
+    lines = ["| group | " + " | ".join(OUTCOMES) + " |", "|---" * (1 + len(OUTCOMES)) + "|"]
+    for group, counts in rows.items():
+        lines.append(f"| {group} | " + " | ".join(f"{counts[o]:,}" for o in OUTCOMES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_PAGE = """# JAX's harnesses on the LPU
+
+Written by `{command}` with JAX {version}. *pass*: all of it runs on the LPU and is right: integers and bools exactly,
+floats with an error of at most twice XLA's own against float64 plus one unit in the last place, at precision `highest`.
+*host*: refused without, right with `fallback="host"`. *refused*: even so. *skipped*: plain JAX cannot run it here.
+Harnesses of 64-bit dtypes and of other platforms are left out.
+
+Of {ran:,} harnesses of real dtypes {share:.1%} run on the LPU alone.
+
+"""
+
+
+def page(rows: dict[str, collections.Counter[str]], native: collections.Counter[str], command: str) -> str:
+    """docs/harnesses.md."""
+    ran = sum(native[o] for o in OUTCOMES if o != "skipped")
+    share = native["pass"] / max(1, ran)
+    return _PAGE.format(command=command, version=jax.__version__, ran=ran, share=share) + table(rows)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-group", type=int, default=4)
+    parser.add_argument("--all", action="store_true", help="every harness of a group")
     parser.add_argument("--group", nargs="*", default=[])
-    parser.add_argument("--verbose", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--verbose", action="store_true", help="also say why something is not on the LPU")
+    parser.add_argument("--markdown", help="file to write the table to")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Prints the table; 1 if anything is wrong, crashes or is refused with the fallback."""
+    args = arguments()
     total: collections.Counter[str] = collections.Counter()
+    native: collections.Counter[str] = collections.Counter()
+    rows: dict[str, collections.Counter[str]] = {}
     print(f"{'group':32s}" + "".join(f"{o:>9s}" for o in OUTCOMES))
-    for group, harnesses in chosen(args.per_group, args.group).items():
+    for group, harnesses in chosen(10**6 if args.all else args.per_group, args.group).items():
         counts: collections.Counter[str] = collections.Counter()
         for harness in harnesses:
             result, reason = outcome(harness)
             counts[result] += 1
-            if result in ("wrong", "crash") or (args.verbose and result == "refused"):
-                print(
-                    f"  {result}: {harness.fullname}: {reason if result == 'crash' else reason.splitlines()[-1][:300]}"
-                )
+            native.update([result] if is_native(harness) else [])
+            if result in ("wrong", "crash", "refused") or (args.verbose and result == "host"):
+                told = reason if result == "crash" else reason.splitlines()[-1][:300]
+                print(f"  {result}: {harness.fullname}: {told}")
         total.update(counts)
+        rows[group] = counts
         print(f"{group:32s}" + "".join(f"{counts[o]:9d}" for o in OUTCOMES), flush=True)
         jax.clear_caches()
+    rows["all"] = total
     print(f"{'all':32s}" + "".join(f"{total[o]:9d}" for o in OUTCOMES))
-    return 1 if total["wrong"] or total["crash"] else 0
+    if args.markdown:
+        command = "python benchmarks/harnesses.py " + ("--all" if args.all else f"--per-group {args.per_group}")
+        pathlib.Path(args.markdown).write_text(page(rows, native, command))
+    return 1 if total["wrong"] or total["crash"] or total["refused"] else 0
 
 
 if __name__ == "__main__":

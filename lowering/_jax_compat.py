@@ -119,6 +119,16 @@ def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))
 
 
+def used_inputs(jaxpr: Any) -> list[bool]:
+    """For every input of a jaxpr, whether a result or an effect needs it; calls are not looked into."""
+    inner, _ = open_jaxpr(jaxpr)
+    needed = {atom for atom in inner.outvars if not is_literal(atom)}
+    for eqn in reversed(inner.eqns):
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            needed.update(atom for atom in eqn.invars if not is_literal(atom))
+    return [v in needed for v in inner.invars]
+
+
 def jaxprs_of(eqn: Any) -> list[Any]:
     """The jaxprs in the parameters of an equation."""
     return list(jax_core.jaxprs_in_params(eqn.params))

@@ -50,8 +50,7 @@ def host_call(ctx: RuleContext, eqn: Any, values: Sequence[Value]) -> list[Value
 
 def host_constant(emitter: Emitter, array: np.ndarray) -> int:
     """A constant that only the host can hold."""
-    op = HostCall(fun=lambda: [array], name="constant")
-    return emitter.builder.add(op, (), Aval(array.shape, str(array.dtype)))[0]
+    return emitter.builder.constant(array)
 
 
 def _held_aval(aval: Aval) -> Aval:

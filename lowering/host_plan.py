@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from lpu_jax.lowering.tile_bindings import Binding
 
 
@@ -56,13 +58,17 @@ class HostLoop:
 Stage = Run | HostStep | HostMove | HostLoop
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class HostPlan:
-    """Stages in order; inputs, outputs: (position among arguments or results, slot) of what only the host holds."""
+    """Stages in order; inputs, outputs: (position among arguments or results, slot) of what only the host holds.
+
+    constants: (slot, content).
+    """
 
     stages: tuple[Stage, ...] = ()
     inputs: tuple[tuple[int, int], ...] = ()
     outputs: tuple[tuple[int, int], ...] = ()
+    constants: tuple[tuple[int, np.ndarray], ...] = ()
 
     @property
     def is_needed(self) -> bool:

@@ -40,6 +40,7 @@ def run_on_machine(
     """Loads the arguments, runs the plan, reads the results."""
     sram, plan = load_sram(allocated, arguments, graph), allocated.tiles.plan
     host = _Host(allocated, program, sram)
+    host.slots.update(plan.constants)
     host.slots.update((slot, arguments[position]) for position, slot in plan.inputs)
     host.run(plan.stages or (Run(0, len(allocated.tiles.blocks)),))
     kept = {position: host.slots[slot] for position, slot in plan.outputs}

@@ -179,6 +179,9 @@ class _Interpreter:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, emitter: Emitter, depth: int, eqn: Any, values: list[Value]) -> list[Value]:
+        values = [_empty(v, atom.aval) for v, atom in zip(values, eqn.invars, strict=True)]
+        if not eqn.effects and eqn.outvars and all(_is_empty(v.aval) for v in eqn.outvars):
+            return [_empty(None, v.aval) for v in eqn.outvars]
         registration = find_rule(eqn.primitive.name)
         if (
             not (registration is not None and registration.is_higher_order)
@@ -268,6 +271,18 @@ class _Interpreter:
         interpreter = dataclasses.replace(self, source=ctx.source, name=ctx.name)
         results = interpreter.run(ctx, ctx.depth, inner, consts, values)
         return [to_operand(ctx, value) for value in results]
+
+
+def _is_empty(aval: Any) -> bool:
+    return 0 in getattr(aval, "shape", ())
+
+
+def _empty(value: Value, aval: Any) -> Value:
+    """An array without elements is known, whatever it was made of."""
+    if not _is_empty(aval):
+        return value
+    traced = _aval_of(aval)
+    return np.zeros(traced.shape, traced.dtype)
 
 
 def _aval(atom: Any) -> Aval:

@@ -42,6 +42,7 @@ class Options:
     effort: str = "default"
     fallback: str | None = None
     max_trip_count: int = MAX_TRIP_COUNT
+    keep_unused: bool = False
     resident_argnums: tuple[int, ...] = ()
     donate_argnums: tuple[int, ...] = ()
     static_argnums: tuple[int, ...] = ()

@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core as jax_core
 
 from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options, check_avals, enters_sram, num_bytes
+from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.lower import lower_jaxpr
 
 if TYPE_CHECKING:
@@ -177,7 +178,11 @@ class Traced:
         """(bytes in, bytes out) across PCIe at every call: all but resident arguments and results in their place."""
         first = len(self.captured)
         staying = {o for o, i in self.donated.items() if self.roles[i - first].is_resident}
-        pairs = zip(self.keys, self.roles, strict=True)
-        sent = sum(num_bytes(key) for key, role in pairs if not role.is_resident and enters_sram(key))
+        used = compat.used_inputs(self.jaxpr)[first:]
+        sent = sum(
+            num_bytes(key)
+            for key, role, is_used in zip(self.keys, self.roles, used, strict=True)
+            if not role.is_resident and enters_sram(key) and (is_used or self.options.keep_unused)
+        )
         outputs = [(a.shape, a.dtype, False) for a in self.flat_out_avals]
         return sent, sum(num_bytes(key) for o, key in enumerate(outputs) if o not in staying and enters_sram(key))

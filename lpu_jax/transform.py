@@ -106,6 +106,7 @@ def lpu(
     effort: str = ...,
     fallback: str | None = ...,
     max_trip_count: int = ...,
+    keep_unused: bool = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -122,6 +123,7 @@ def lpu(
     effort: str = ...,
     fallback: str | None = ...,
     max_trip_count: int = ...,
+    keep_unused: bool = ...,
     resident_argnums: int | Sequence[int] = ...,
     donate_argnums: int | Sequence[int] = ...,
     static_argnums: int | Sequence[int] = ...,
@@ -137,6 +139,7 @@ def lpu(
     effort: str = "default",
     fallback: str | None = None,
     max_trip_count: int = MAX_TRIP_COUNT,
+    keep_unused: bool = False,
     resident_argnums: int | Sequence[int] = (),
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
@@ -153,6 +156,7 @@ def lpu(
       fallback: "host" has the host compute what the LPU has no lowering for, and adds the time of PCIe to the report;
         None refuses it.
       max_trip_count: turns after which a loop with an unknown trip count is given up with a TripCountError.
+      keep_unused: arguments that no result needs cross PCIe all the same.
       resident_argnums: arguments that live in SRAM between calls (weights, and a KV cache if donated as well).
       donate_argnums: arguments whose memory the results may take over; they cannot be used again.
       static_argnums, static_argnames: arguments that are constants of the program; they need a hash.
@@ -179,6 +183,7 @@ def lpu(
         effort=effort,
         fallback=fallback,
         max_trip_count=max_trip_count,
+        keep_unused=keep_unused,
         resident_argnums=_tuple(resident_argnums),
         donate_argnums=_tuple(donate_argnums),
         static_argnums=_tuple(static_argnums),

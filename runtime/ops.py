@@ -201,8 +201,8 @@ class Aval:
 
     @property
     def is_on_host(self) -> bool:
-        """Whether only the host can hold such a value."""
-        return self.dtype not in SRAM_DTYPES
+        """Whether only the host holds such a value: SRAM has no such dtype, or there is nothing to hold."""
+        return self.dtype not in SRAM_DTYPES or 0 in self.shape
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

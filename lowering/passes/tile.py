@@ -331,13 +331,19 @@ class Tiler:
         self.builder.num_slots += 1
         return self.slots[value]
 
+    def slot(self, value: int) -> int:
+        """Where the host holds a value."""
+        if value not in self.slots:
+            self.builder.slot_constants[self.new_slot(value)] = self.constants[value]
+        return self.slots[value]
+
     def host_plan(self) -> HostPlan:
         """What the host does, and which arguments and results it keeps for itself."""
         ends = [
-            tuple((i, self.slots[v]) for i, v in enumerate(values) if self.graph.avals[v].is_on_host)
+            tuple((i, self.slot(v)) for i, v in enumerate(values) if self.graph.avals[v].is_on_host)
             for values in (self.graph.inputs, self.graph.outputs)
         ]
-        return HostPlan(tuple(self.plan), *ends)
+        return HostPlan(tuple(self.plan), *ends, tuple(self.builder.slot_constants.items()))
 
     def used(self, equation: Equation) -> None:
         """Counts down the uses of an equation's operands."""

@@ -18,7 +18,7 @@ def tile_host_call(tiler: Tiler, equation: Equation, op: HostCall) -> None:
     for value in equation.operands:
         assert isinstance(value, int)
         is_slot = avals[value].is_on_host
-        operands.append(tiler.slots[value] if is_slot else Binding(value, tiler.view(value), 1, avals[value].dtype))
+        operands.append(tiler.slot(value) if is_slot else Binding(value, tiler.view(value), 1, avals[value].dtype))
     tiler.end_run()
     results: list[tuple[Binding, ...] | int] = []
     for value in equation.results:
@@ -42,14 +42,14 @@ def tile_while(tiler: Tiler, equation: Equation, loop: While) -> None:
     inputs = loop.body.inputs
     for value, outer in zip(inputs[: loop.num_consts], operands, strict=False):
         if avals[outer].is_on_host:
-            body.slots[value] = tiler.slots[outer]
+            body.slots[value] = tiler.slot(outer)
         else:
             body.views[value] = tiler.all_views(outer)
     moves = []
     carry = list(zip(inputs[loop.num_consts :], operands[loop.num_consts :], strict=True))
     for value, outer in carry:
         if avals[outer].is_on_host:
-            moves.append((tiler.slots[outer], body.new_slot(value)))
+            moves.append((tiler.slot(outer), body.new_slot(value)))
         else:
             body.views[value] = enter_carry(tiler, body, value, outer)
     tiler.end_run()
@@ -75,5 +75,5 @@ def _close_turn(body: Tiler, loop: While) -> None:
     in_sram = [(v, home) for v, home in pairs if not loop.body.avals[v].is_on_host]
     close_body(body, tuple(v for v, _ in in_sram), [home for _, home in in_sram], len(in_sram))
     body.end_run()
-    moves = tuple((body.slots[v], body.slots[home]) for v, home in pairs if loop.body.avals[v].is_on_host)
+    moves = tuple((body.slot(v), body.slots[home]) for v, home in pairs if loop.body.avals[v].is_on_host)
     body.plan += [HostMove(moves)] if moves else []

@@ -136,6 +136,7 @@ class StorageBuilder:
         self._mirrors: dict[int, int] = {}
         self.zero_storages: set[int] = set()  # constants of nothing but zeros
         self.num_slots = 0  # values that only the host holds
+        self.slot_constants: dict[int, np.ndarray] = {}
 
     def next_hemisphere(self) -> Hemisphere:
         """Alternates between the hemispheres."""

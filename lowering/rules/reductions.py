@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
@@ -126,5 +127,16 @@ def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> S
     return [ctx.reshape(ctx.lane_reduce("imin", candidates), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
 
 
+def _across(ctx: RuleContext, *operands: Operand, axes: Any, axis_index_groups: Any) -> Sequence[Operand]:
+    """Collectives over axes that `vmap` has mapped, which are reductions of the batch."""
+    ctx.require(axis_index_groups=(axis_index_groups, [None]))
+    if named := [axis for axis in axes if not isinstance(axis, int)]:
+        raise ctx.unsupported(f"the axis {named[0]!r} belongs to a mapping outside of lpu")
+    reduce = {"psum": jnp.sum, "pmax": jnp.max, "pmin": jnp.min}[ctx.primitive]
+    return ctx.rewrite(lambda *xs: [reduce(x, axis=tuple(axes)).astype(x.dtype) for x in xs], *operands)
+
+
+for _name in ("psum", "pmax", "pmin"):
+    register_lowering(_name)(_across)
 register_lowering("argmax")(_argument)
 register_lowering("argmin")(_argument)
