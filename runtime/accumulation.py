@@ -30,8 +30,13 @@ Format = DataFormat | NumberFormat
 
 def tile_rows(lhs_format: Format, rhs_format: Format, num_mxm_rows: int) -> int:
     """Rows of K that are summed before a rounding in mode `tile`."""
-    is_narrow = lhs_format.num_bytes == 1 and rhs_format.num_bytes == 1
+    is_narrow = _is_narrow(lhs_format) and _is_narrow(rhs_format)
     return num_mxm_rows if is_narrow else num_mxm_rows // 2
+
+
+def _is_narrow(given: Format) -> bool:
+    is_block = given.block_size > 0 if isinstance(given, NumberFormat) else given.is_block
+    return is_block or given.num_bytes == 1
 
 
 def accumulate(

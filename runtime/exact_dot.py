@@ -59,7 +59,7 @@ def element_format(given: DataFormat | NumberFormat) -> DataFormat:
     """The format of the elements as they are passed."""
     if isinstance(given, NumberFormat):
         return DataFormat.BF16 if given.block_size else DataFormat[given.name.upper()]
-    return given
+    return DataFormat.BF16 if given.is_block else given
 
 
 def _over_batch(function: Any, lhs: Array, rhs: Array) -> Array:

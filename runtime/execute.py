@@ -17,6 +17,7 @@ from jax import lax
 
 from lpu_jax.runtime import numerics, vxm
 from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, tile_rows
+from lpu_jax.runtime.block_words import decode_words, encode_words
 from lpu_jax.runtime.chip import GROQCHIP1
 from lpu_jax.runtime.errors import trip_count_error
 from lpu_jax.runtime.isa import DataFormat
@@ -24,7 +25,9 @@ from lpu_jax.runtime.ops import (
     Aval,
     Broadcast,
     Concatenate,
+    DecodeBlocks,
     Elementwise,
+    EncodeBlocks,
     Equation,
     GatherRows,
     GraphLike,
@@ -198,11 +201,21 @@ def _matmul(op: MatMul, operands: list[Array], mode: Mode) -> Array:
 
 
 def _product(op: MatMul, lhs: Array, rhs: Array, mode: Mode) -> Array:
+    if op.rhs_format.is_block and rhs.dtype == np.int8:
+        rhs = decode_words(jnp, rhs, op.rhs_format.number_format, lhs.shape[-1])
     if op.rhs_format is DataFormat.INT8 and rhs.dtype != np.int8:
         if mode.accumulation == "exact":
             return exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
         rhs = rhs.astype(np.int8)
     return accumulate(jnp, lhs, rhs, op.lhs_format, op.rhs_format, mode.accumulation, mode.num_mxm_rows)
+
+
+def _encode(op: EncodeBlocks, operands: list[Array], aval: Aval) -> Array:
+    return encode_words(jnp, operands[0], op.format.number_format, op.optimal)
+
+
+def _decode(op: DecodeBlocks, operands: list[Array], aval: Aval) -> Array:
+    return decode_words(jnp, operands[0], op.format.number_format, aval.shape[-2], np.dtype(aval.dtype))
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -229,6 +242,8 @@ def _pad(op: Pad, operands: list[Array], aval: Aval) -> Array:
 
 _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
     Elementwise: _elementwise,
+    EncodeBlocks: _encode,
+    DecodeBlocks: _decode,
     LaneReduce: _lane_reduce,
     GatherRows: _gather,
     ScatterRows: _scatter,
@@ -335,7 +350,8 @@ def _is_weight_use(graph: GraphLike, equation: Equation, index: int) -> bool:
         return _is_weight(graph, equation.results[0])
     if isinstance(op, MatMul):
         batches = graph.avals[equation.results[0]].shape[0]
-        return index == 1 and op.lhs_format is DataFormat.FP16 and batches == 1
+        is_int8 = op.rhs_format is DataFormat.INT8
+        return index == 1 and op.lhs_format is DataFormat.FP16 and is_int8 and batches == 1
     return isinstance(op, Scan) and index >= op.num_consts + op.num_carry and _is_weight(op.body, op.body.inputs[index])
 
 

@@ -74,14 +74,18 @@ class NumberFormat:
         ulps = (2 << self.fraction_bits) - (1 if self.has_infinity else 2)
         return math.ldexp(ulps, top - self.fraction_bits)
 
-    def num_sram_bytes(self, num_rows: int, num_columns: int) -> int:
-        """Bytes of a matrix [num_rows, num_columns] whose rows are contracted over.
+    def num_words(self, num_rows: int) -> int:
+        """Bytes that `num_rows` elements of a column take where the rows are contracted over.
 
-        Bits are packed over the rows of a column, blocks are padded: ceil(rows * bits / 8) * columns.
+        ceil(rows / B) * (1 + B * m / 8) for block floating point (runtime/block_words.py), else rows * bytes.
         """
-        if self.block_size:
-            num_rows = -(-num_rows // self.block_size) * self.block_size
-        return math.ceil(num_rows * self.bits / 8) * num_columns
+        if not self.block_size:
+            return num_rows * self.num_bytes
+        return -(-num_rows // self.block_size) * (1 + self.block_size * self.element_bits // 8)
+
+    def num_sram_bytes(self, num_rows: int, num_columns: int) -> int:
+        """Bytes of a matrix [num_rows, num_columns] whose rows are contracted over: words * columns."""
+        return self.num_words(num_rows) * num_columns
 
     def __str__(self) -> str:
         return self.name
@@ -114,6 +118,10 @@ def block_format(mantissa_bits: int, block_size: int = 16) -> NumberFormat:
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"blocks have 16 or 32 elements, not {block_size}")
     return NumberFormat(f"bfp{mantissa_bits}x{block_size}", mantissa_bits, mantissa_bits - 1, block_size=block_size)
+
+
+BLOCK_FORMATS = {f.name: f for m in range(3, 10) for f in (block_format(m, 16), block_format(m, 32))}
+"""All block formats by name."""
 
 
 def parse_format(name: str) -> NumberFormat:

@@ -18,7 +18,9 @@ MEM (one queue per slice; `address` counts both banks, bank = address // num_add
 MXM (three queues per plane: weights, activations, results; a tile wider than one byte is issued on plane 0 and
 takes both planes of the hemisphere; x = mxm_operand_position):
   LW      buffer rows row .. row + R - 1 = streams[x] at +0, R = 16 / weight bytes rows of all lanes, byte b of row r
-          on stream base + r * bytes + b; rows not loaded since the last IW are zero
+          on stream base + r * bytes + b; rows not loaded since the last IW are zero. In block formats rows are
+          words (block_words.py), 16 per cycle; the loader unpacks blocks that begin at word 0, those beyond the
+          plane's last row are dropped
   IW      plane = buffer, from +mxm_install_tail_cycles on; the buffer is free at once
   ABC     accumulator[i] (+)= activation . plane over rows first_row .. first_row + num_rows - 1 (lane r meets row r),
           activation taken at +0; the plane is busy for cycles_per_vector; `begin` starts a new sum
@@ -45,11 +47,14 @@ import dataclasses
 import enum
 
 from lpu_jax.runtime.chip import ChipSpec, Direction, Hemisphere
-from lpu_jax.runtime.formats import SCALAR_FORMATS, NumberFormat
+from lpu_jax.runtime.formats import BLOCK_FORMATS, SCALAR_FORMATS, NumberFormat
 
 
 class DataFormat(enum.IntEnum):
-    """Number format of a vector on streams and in SRAM."""
+    """Number format of a vector on streams and in SRAM.
+
+    BFP<m>X<B> is block floating point, for weights only: vectors are words (runtime/block_words.py), a byte wide.
+    """
 
     FP32 = 0
     INT32 = 1
@@ -60,16 +65,40 @@ class DataFormat(enum.IntEnum):
     BF16 = 6
     E4M3 = 7
     E5M2 = 8
+    BFP3X16 = 9
+    BFP3X32 = 10
+    BFP4X16 = 11
+    BFP4X32 = 12
+    BFP5X16 = 13
+    BFP5X32 = 14
+    BFP6X16 = 15
+    BFP6X32 = 16
+    BFP7X16 = 17
+    BFP7X32 = 18
+    BFP8X16 = 19
+    BFP8X32 = 20
+    BFP9X16 = 21
+    BFP9X32 = 22
+
+    @property
+    def is_block(self) -> bool:
+        """Whether this is block floating point."""
+        return self >= DataFormat.BFP3X16
 
     @property
     def num_bytes(self) -> int:
-        """Bytes per element: streams of a vector on the move, MEM slices of a vector at rest."""
-        return (4, 4, 2, 2, 1, 1, 2, 1, 1)[self]
+        """Bytes per element: streams of a vector on the move, MEM slices of a vector at rest; of blocks per word."""
+        return 1 if self.is_block else (4, 4, 2, 2, 1, 1, 2, 1, 1)[self]
 
     @property
     def number_format(self) -> NumberFormat:
-        """What the MXM multiplies: fp32, bf16, fp16, e4m3, e5m2 or int8."""
-        return SCALAR_FORMATS[self.name.lower()]
+        """What the MXM multiplies: fp32, bf16, fp16, e4m3, e5m2, int8 or block floating point."""
+        name = self.name.lower()
+        return BLOCK_FORMATS[name] if self.is_block else SCALAR_FORMATS[name]
+
+    def num_words(self, num_rows: int) -> int:
+        """Byte vectors that hold `num_rows` rows of a weight tile."""
+        return self.number_format.num_words(num_rows)
 
     @property
     def significand_bytes(self) -> int:
@@ -84,6 +113,18 @@ class DataFormat(enum.IntEnum):
 
 PRODUCT_FORMATS = tuple(DataFormat[name.upper()] for name in SCALAR_FORMATS)
 """Formats that the MXM multiplies, any with any."""
+WEIGHT_FORMATS = (*PRODUCT_FORMATS, *(DataFormat[name.upper()] for name in BLOCK_FORMATS))
+"""Formats of its weights."""
+VECTOR_FORMATS = tuple(f for f in DataFormat if not f.is_block)
+"""Formats of vectors that every unit reads."""
+
+
+def buffer_lines(chip: ChipSpec, data_format: DataFormat) -> int:
+    """Lines of a plane's weight buffer that LW addresses: rows, or words for block formats (whole loads of them)."""
+    if not data_format.is_block:
+        return chip.num_mxm_rows
+    loads = -(-data_format.num_words(chip.num_mxm_rows) // chip.num_streams_per_load)
+    return loads * chip.num_streams_per_load
 
 
 class Opcode(enum.IntEnum):

@@ -15,7 +15,10 @@ notation):
   Concatenate(axis)           np.concatenate of all operands
   Pad(low, high, value)       constant padding; low, high >= 0
   Reverse(axes)               np.flip
-  MatMul(lhs, rhs formats)    [B, M, K] x [B, K, N] -> [B, M, N]: exact sum over K, one rounding (int8 x int8: int32)
+  MatMul(lhs, rhs formats)    [B, M, K] x [B, K, N] -> [B, M, N]: exact sum over K, one rounding (int8 x int8: int32);
+                              an rhs in block floating point is its words, int8 [B, words of K rows, N]
+  EncodeBlocks(format)        float32 [..., K, N] -> words int8 [..., words of K rows, N] (block_words.encode_words)
+  DecodeBlocks(format)        words -> the values they stand for, float32 or bfloat16 [..., K, N]
   LaneReduce(function)        [..., K] -> [..., 1]: "sum" is the exact float32 sum, rounded once; max, min, imax,
                               imin, and, or as the VXM functions of those names
   GatherRows()                table [R, ...], index int32 [n], 0 <= index < R -> [n, ...]
@@ -122,6 +125,21 @@ class MatMul:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class EncodeBlocks:
+    """Quantises to block floating point; on the host, when resident arguments are loaded."""
+
+    format: DataFormat
+    optimal: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecodeBlocks:
+    """Values of block floating point; likewise on the host."""
+
+    format: DataFormat
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LaneReduce:
     """Reduction over the last axis, kept as an axis of size 1."""
 
@@ -179,7 +197,19 @@ class HostCall:
     effects: frozenset[Any] = dataclasses.field(default=frozenset(), repr=False)
 
 
-Op = Elementwise | Move | MatMul | LaneReduce | GatherRows | ScatterRows | Scan | While | HostCall
+Op = (
+    Elementwise
+    | Move
+    | MatMul
+    | EncodeBlocks
+    | DecodeBlocks
+    | LaneReduce
+    | GatherRows
+    | ScatterRows
+    | Scan
+    | While
+    | HostCall
+)
 
 SRAM_DTYPES = frozenset(("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int8", "bool"))
 """Dtypes of values that the chip holds; values of other dtypes stay with the host."""

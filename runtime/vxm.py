@@ -367,6 +367,7 @@ _STORAGE_DTYPES: dict[DataFormat, Any] = {
     DataFormat.BF16: formats.element_dtype(formats.BF16),
     DataFormat.E4M3: formats.element_dtype(formats.E4M3),
     DataFormat.E5M2: formats.element_dtype(formats.E5M2),
+    **{form: np.int8 for form in DataFormat if form.is_block},
 }
 
 

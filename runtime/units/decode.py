@@ -13,9 +13,12 @@ from lpu_jax.runtime.isa import (
     MXM_WEIGHTS,
     PRODUCT_FORMATS,
     VXM_FUNCTIONS,
+    WEIGHT_FORMATS,
+    DataFormat,
     Opcode,
     OperandKind,
     QueueKind,
+    buffer_lines,
 )
 from lpu_jax.runtime.units.rows import Decoded, Event, IntArray, RowTable
 
@@ -107,7 +110,6 @@ class Decoder(RowTable):
 
     def _mxm(self) -> None:
         chip = self.chip
-        legal = PRODUCT_FORMATS
         outside = chip.vxm_pass_cycles // 2 + chip.num_mem_columns - 1
         for opcode, offset in ((Opcode.LW, 0), (Opcode.IW, 1), (Opcode.ABC, 2), (Opcode.ACC, 3)):
             rows = self.rows(opcode)
@@ -115,19 +117,21 @@ class Decoder(RowTable):
             plane = self.hemisphere[rows] * chip.num_planes + self.index[rows] // 3
             self.use_port(rows, self.plane_port + 4 * plane + offset)
         rows = self.rows(Opcode.LW)
-        num_bytes = self.formats(rows, self.column(Opcode.LW, "format", rows), legal)
+        data_format = self.column(Opcode.LW, "format", rows)
+        num_bytes = self.formats(rows, data_format, WEIGHT_FORMATS)
         wide = num_bytes > 1
         self.refuse_where(wide & (self.index[rows] != 0), "a tile wider than one byte is loaded by plane 0", rows)
         self.num_ports[rows], self.port_stride[rows] = np.where(wide, chip.planes_per_tile(2), 1), 4
         first, step = self.column(Opcode.LW, "row", rows), self.column(Opcode.LW, "row_step", rows)
         last = first + step * (self.program.count[rows] - 1)
-        highest = chip.num_mxm_rows - chip.num_streams_per_load // num_bytes
+        lines = np.array([buffer_lines(chip, f) for f in DataFormat], np.int64)[data_format]
+        highest = lines - chip.num_streams_per_load // num_bytes
         outer = (np.minimum(first, last) < 0) | (np.maximum(first, last) > highest)
         self.refuse_where(outer, f"row out of range: a plane has {chip.num_mxm_rows} rows", rows)
         position = self.sign[rows] * (outside + chip.mxm_entry_cycles)
         self.take(rows, 0, self.column(Opcode.LW, "stream", rows), chip.num_streams_per_load, position, 0 * position)
         rows = self.rows(Opcode.ABC)
-        num_bytes = self.formats(rows, self.column(Opcode.ABC, "format", rows), legal)
+        num_bytes = self.formats(rows, self.column(Opcode.ABC, "format", rows), PRODUCT_FORMATS)
         first, count = self.column(Opcode.ABC, "first_row", rows), self.column(Opcode.ABC, "num_rows", rows)
         limit = min(chip.num_mxm_rows, chip.num_lanes)
         outer = (first < 0) | (count < 1) | (first + count > limit)

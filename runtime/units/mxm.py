@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, partial_sums
+from lpu_jax.runtime.block_words import decode_words
 from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.isa import DataFormat, buffer_lines
 from lpu_jax.runtime.units.refusal import Refusal
 from lpu_jax.runtime.units.vxm import from_bytes, to_bytes
 
@@ -22,7 +23,7 @@ Uint8Array = npt.NDArray[np.uint8]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Tile:
-    """Weights of one plane (or pair): uint8 [rows, bytes, lanes] as they lay on streams.
+    """Weights of one plane (or pair): uint8 [rows, bytes, lanes] as they lay on streams; of blocks [words, 1, lanes].
 
     source: event source that loaded the first row.
     """
@@ -38,6 +39,15 @@ class Tile:
     def is_wide(self) -> bool:
         """Whether the tile takes both planes of a hemisphere."""
         return self.data_format.num_bytes > 1
+
+    def elements(self, rows: slice, num_rows: int) -> npt.NDArray[np.generic]:
+        """Some of the `num_rows` rows of the plane in the dtype of their format, blocks unpacked (bf16)."""
+        if not self.data_format.is_block:
+            return from_bytes(self.data[rows], self.data_format)
+        number_format = self.data_format.number_format
+        words = self.data[: number_format.num_words(num_rows), 0].view(np.int8)
+        values: npt.NDArray[np.generic] = decode_words(np, words, number_format, num_rows)[rows]
+        return values
 
 
 @dataclasses.dataclass(slots=True, frozen=True, eq=False)
@@ -122,8 +132,9 @@ class Planes:
         if any(other.buffer and other.buffer.is_wide for other in others):
             raise Refusal("the buffer belongs to the other plane's wide tile, which is not installed yet")
         if state.buffer is None:
-            shape = (self.chip.num_mxm_rows, data_format.num_bytes, self.chip.num_lanes)
-            loaded = np.zeros(self.chip.num_mxm_rows, np.bool_)
+            lines = buffer_lines(self.chip, data_format)
+            shape = (lines, data_format.num_bytes, self.chip.num_lanes)
+            loaded = np.zeros(lines, np.bool_)
             state.buffer = Tile(self.num_tiles, np.zeros(shape, np.uint8), data_format, loaded, source)
             self.num_tiles += 1
         buffer = state.buffer
@@ -245,7 +256,7 @@ def _dot(sums: list[Sum], chip: ChipSpec) -> npt.NDArray[np.generic]:
         factor, tile = column[0].factor, column[0].tile
         rows = slice(factor.first, factor.first + factor.count)
         lhs.append(from_bytes(np.stack([term.factor.activation for term in column]), lhs_format)[:, rows])
-        rhs.append(from_bytes(tile.data[rows], rhs_format))
+        rhs.append(tile.elements(rows, chip.num_mxm_rows))
     parts: list[npt.NDArray[np.generic]] = []
     if chip.accumulation == "tile":
         for a, b in zip(lhs, rhs, strict=True):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lpu_jax.runtime.assembly import row_text
 from lpu_jax.runtime.chip import Hemisphere, inward
 from lpu_jax.runtime.errors import ProgramError
-from lpu_jax.runtime.isa import OPERANDS, DataFormat, Opcode, queues, stream_name
+from lpu_jax.runtime.isa import OPERANDS, VECTOR_FORMATS, DataFormat, Opcode, queues, stream_name
 from lpu_jax.runtime.program import Program
 
 IntArray = npt.NDArray[np.int64]
@@ -142,7 +142,7 @@ class RowTable:
 
     def formats(self, rows: IntArray, data_format: IntArray, legal: tuple[DataFormat, ...] | None = None) -> IntArray:
         """Bytes per element of each row's format; refuses formats that are not legal."""
-        allowed = tuple(DataFormat) if legal is None else legal
+        allowed = VECTOR_FORMATS if legal is None else legal
         self.refuse_where(~np.isin(data_format, allowed), "bad format", rows)
         return np.array([f.num_bytes for f in DataFormat], np.int64)[data_format]
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from lpu_jax.runtime import vxm
-from lpu_jax.runtime.isa import VXM_FUNCTIONS, DataFormat
+from lpu_jax.runtime.isa import VECTOR_FORMATS, VXM_FUNCTIONS, DataFormat
 
 INT32_FUNCTIONS = {
     "iadd", "isub", "imul", "imax", "imin", "ineg", "iabs", "isign", "ieq", "ine", "ilt", "ile", "igt", "ige",
@@ -252,7 +252,7 @@ def test_conversions():
     )
 
 
-@pytest.mark.parametrize("data_format", list(DataFormat))
+@pytest.mark.parametrize("data_format", VECTOR_FORMATS)
 def test_storage_formats(data_format):
     dtype = vxm.storage_dtype(data_format)
     unsigned = np.dtype(f"u{data_format.num_bytes}")
