@@ -22,7 +22,9 @@ from lpu_jax.runtime.ops import (
     Aval,
     Broadcast,
     Concatenate,
+    DecodeBlocks,
     Elementwise,
+    EncodeBlocks,
     Equation,
     GatherRows,
     Immediate,
@@ -195,14 +197,31 @@ class Emitter:
         aval = self.aval(x)
         return self.add(LaneReduce(function), (x,), Aval((*aval.shape[:-1], 1), aval.dtype))[0]
 
-    def matmul(self, lhs: int, rhs: int, lhs_format: DataFormat, rhs_format: DataFormat) -> int:
-        """[B, M, K] x [B, K, N] -> [B, M, N], summed exactly and rounded once."""
+    def matmul(
+        self, lhs: int, rhs: int, lhs_format: DataFormat, rhs_format: DataFormat, rhs_values: int | None = None
+    ) -> int:
+        """[B, M, K] x [B, K, N] -> [B, M, N], summed exactly and rounded once.
+
+        An rhs in block floating point is its words; `rhs_values` are what it stands for, to bound the results.
+        """
         batch, rows, _ = self.aval(lhs).shape
         is_integer = lhs_format is DataFormat.INT8 and rhs_format is DataFormat.INT8
         aval = Aval((batch, rows, self.aval(rhs).shape[2]), "int32" if is_integer else "float32")
         (result,) = self.add(MatMul(lhs_format, rhs_format), (lhs, rhs), aval)
-        self.magnitudes.record_product(result, self.aval(lhs).shape[2], lhs, rhs)
+        values = rhs if rhs_values is None else rhs_values
+        self.magnitudes.record_product(result, self.aval(lhs).shape[2], lhs, values)
         return result
+
+    def encode_blocks(self, x: int, data_format: DataFormat, optimal: bool = False) -> int:
+        """float32 [..., K, N] -> words int8 [..., words of K rows, N]."""
+        *batch, rows, columns = self.aval(x).shape
+        shape = (*batch, data_format.num_words(rows), columns)
+        return self.add(EncodeBlocks(data_format, optimal), (x,), Aval(shape, "int8"))[0]
+
+    def decode_blocks(self, words: int, data_format: DataFormat, num_rows: int, dtype: str = "float32") -> int:
+        """Words -> their values, float32 or bfloat16 [..., num_rows, N]."""
+        *batch, _, columns = self.aval(words).shape
+        return self.add(DecodeBlocks(data_format), (words,), Aval((*batch, num_rows, columns), dtype))[0]
 
     # moves
 

@@ -21,7 +21,9 @@ from lpu_jax.runtime.ops import (
     Aval,
     Broadcast,
     Concatenate,
+    DecodeBlocks,
     Elementwise,
+    EncodeBlocks,
     Equation,
     GraphLike,
     Immediate,
@@ -37,7 +39,8 @@ from lpu_jax.runtime.ops import (
     While,
 )
 
-_BATCHED = Elementwise | LaneReduce | Reshape | Transpose | Slice | Broadcast | Concatenate | Pad | Reverse
+_MOVES = Reshape | Transpose | Slice | Broadcast | Concatenate | Pad | Reverse
+_BATCHED = Elementwise | LaneReduce | EncodeBlocks | DecodeBlocks | _MOVES
 
 
 def hoist_resident(graph: Graph, resident_inputs: Collection[int]) -> Graph:

@@ -29,6 +29,7 @@ from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveEr
 from lpu_jax.runtime.ops import Aval, Immediate
 
 _FAMILIES = (
+    "blocks",
     "control",
     "convolution",
     "cumulative",

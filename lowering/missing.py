@@ -48,7 +48,8 @@ def is_foldable_size(eqn: Any) -> bool:
     """Whether the results of an equation are small enough to be computed while lowering."""
     sizes = [math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape")]
     is_product = eqn.primitive.name == "dot_general" and not any(0 in v.aval.shape for v in eqn.invars)
-    return not is_product and max(sizes, default=0) <= MAX_FOLDED_ELEMENTS
+    is_kept = is_product or eqn.primitive.name == "decode_blocks"
+    return not is_kept and max(sizes, default=0) <= MAX_FOLDED_ELEMENTS
 
 
 def raise_if_missing(closed_jaxpr: Any) -> None:

@@ -9,6 +9,7 @@ from lpu_jax.lowering import lower
 from lpu_jax.lowering.registry import Registration, find_rule, supported_primitives
 
 _UNITS = {
+    "blocks": "none (weights are unpacked when they are loaded)",
     "control": "none (calls are inlined, loops are program blocks)",
     "convolution": "MXM, VXM",
     "loops": "none (the host starts every turn)",

@@ -94,7 +94,7 @@ def _refs(refs: IntArray) -> str:
 
 def _input_text(item: ChainInput) -> str:
     if isinstance(item, MatMulInput):
-        weights = "+".join(f"s{w.storage}[{w.first}..{w.first + w.num_rows - 1}]" for w in item.weights)
+        weights = "+".join(f"s{w.storage}[{w.first}..{w.first + item.num_vectors(w) - 1}]" for w in item.weights)
         formats = f"{item.lhs_format.name} x {item.rhs_format.name}"
         return f"mxm {item.hemisphere.name}{item.plane} {formats} {_refs(item.activations[0])} . {weights}"
     if isinstance(item, GatherInput):

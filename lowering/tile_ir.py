@@ -142,7 +142,7 @@ class GatherInput:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class WeightTile:
-    """Rows first .. first + num_rows - 1 of a storage in weight layout, loaded as rows lane .. of one MXM tile."""
+    """Vectors first .. of a storage in weight layout, loaded as rows lane .. lane + num_rows - 1 of one MXM tile."""
 
     storage: int
     first: int
@@ -166,6 +166,10 @@ class MatMulInput:
         """int32 for int8 x int8, else fp32."""
         integer = self.lhs_format is DataFormat.INT8 and self.rhs_format is DataFormat.INT8
         return DataFormat.INT32 if integer else DataFormat.FP32
+
+    def num_vectors(self, weight: WeightTile) -> int:
+        """Vectors of a tile from its first one on: a row each, or a word of block floating point."""
+        return self.rhs_format.num_words(weight.num_rows) // self.rhs_format.num_bytes
 
 
 ChainInput = MemoryInput | GatherInput | MatMulInput

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
     from lpu_jax.loaded import Loaded as Loaded
     from lpu_jax.lowering.registry import register_lowering as register_lowering
+    from lpu_jax.quantized import QuantizedArray as QuantizedArray
+    from lpu_jax.quantized import quantize as quantize
     from lpu_jax.report import Report as Report
     from lpu_jax.report import profile as profile
     from lpu_jax.runtime.errors import LpuError as LpuError
     from lpu_jax.runtime.errors import ModelFileError as ModelFileError
+    from lpu_jax.runtime.errors import NumberFormatError as NumberFormatError
     from lpu_jax.runtime.errors import ProgramError as ProgramError
     from lpu_jax.runtime.errors import ScheduleError as ScheduleError
     from lpu_jax.runtime.errors import SramOverflowError as SramOverflowError
@@ -44,7 +47,9 @@ _HOME = {
     "LpuFunction": "transform",
     "ModelFileError": "runtime.errors",
     "NonFiniteWeightError": "arguments",
+    "NumberFormatError": "runtime.errors",
     "ProgramError": "runtime.errors",
+    "QuantizedArray": "quantized",
     "Report": "report",
     "ScheduleError": "runtime.errors",
     "SramOverflowError": "runtime.errors",
@@ -54,6 +59,7 @@ _HOME = {
     "UnsupportedPrimitiveError": "runtime.errors",
     "lpu": "transform",
     "profile": "report",
+    "quantize": "quantized",
     "register_lowering": "lowering.registry",
 }
 """public name: module that defines it"""

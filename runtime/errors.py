@@ -13,6 +13,10 @@ class UnsupportedInputError(LpuError, TypeError):
     """An argument has a dtype or shape that the LPU cannot take (float64, complex, dynamic shapes)."""
 
 
+class NumberFormatError(LpuError, ValueError):
+    """An operation or a chip cannot take a number format."""
+
+
 class SramOverflowError(LpuError):
     """The values of a program do not fit into the SRAM of the chip."""
 

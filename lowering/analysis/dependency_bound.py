@@ -265,7 +265,7 @@ class _Walk:
             last = passes_per_row(chip, tile, op.lhs_format.significand_bytes, op.rhs_format.significand_bytes)
         if op.lhs_format is op.rhs_format is DataFormat.INT8:
             rows, passes = -(-rows // (2 * chip.num_planes)), last
-        loads = -(-rows // (chip.num_streams_per_load // op.rhs_format.num_bytes))
+        loads = -(-op.rhs_format.num_words(rows) // chip.num_streams_per_load) if rows > 1 else 1
         installed = np.maximum(rhs.max(1, keepdims=True), rhs.min(1, keepdims=True) + loads - 1)
         installed = installed + chip.mxm_install_tail_cycles
         streamed = np.maximum(lhs.max(2, keepdims=True), lhs.min(2, keepdims=True) + passes - last)

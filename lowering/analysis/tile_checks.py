@@ -60,7 +60,7 @@ def _reads(tiles: TileGraph, op: TileOp) -> list[IntArray]:
         else:
             found += item.activations
             for weight in item.weights:
-                rows = weight.first + np.arange(weight.num_rows)
+                rows = weight.first + np.arange(item.num_vectors(weight))
                 found.append(np.stack([np.full(len(rows), weight.storage), rows], axis=1))
     return found + [output.maps for output in op.outputs if not isinstance(output, MemoryOutput)]
 

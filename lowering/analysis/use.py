@@ -46,7 +46,7 @@ def _op_use(tiles: TileGraph, op: TileOp) -> dict[str, int]:
                 )
                 shared = chip.planes_per_tile(item.rhs_format.num_bytes)
                 use["mxm"] += per_vector * op.num_vectors * shared
-                use["weight_load"] += weight.num_rows * item.rhs_format.num_bytes
+                use["weight_load"] += item.num_vectors(weight) * item.rhs_format.num_bytes
             lhs = len(item.weights) * item.lhs_format.num_bytes * op.num_vectors
             use["stream"] += lhs + use["weight_load"] + item.format.num_bytes * op.num_vectors
         else:

@@ -85,16 +85,21 @@ def _load(memory: MemoryAccess, product: MatMulInput, weight: WeightTile, plane:
     chip, template = memory.chip, Template(first_flex=ACCUMULATOR + 1)
     width, side = product.rhs_format.num_bytes, product.hemisphere
     rows_per_cycle = chip.num_streams_per_load // width
-    cycles = -(-weight.num_rows // rows_per_cycle)
+    cycles = -(-product.num_vectors(weight) // rows_per_cycle)
     leave = -_distance(chip)
     streams = template.stream(False, side, chip.num_streams_per_load, leave, cycles)
     storage, _ = memory.home(weight.storage)
-    padded = min(cycles * rows_per_cycle, storage.num_vectors * storage.num_iterations - weight.first)
+    padded = cycles * rows_per_cycle
+    if not product.rhs_format.is_block:
+        padded = min(padded, storage.num_vectors * storage.num_iterations - weight.first)
     rows = np.arange(padded)
+    vectors = weight.first + rows
+    if product.rhs_format.is_block:  # tiles begin anywhere; beyond the last word any one of the same slice will do
+        vectors = np.where(vectors < storage.num_vectors, vectors, vectors - storage.interleave)
     times = leave - chip.mem_read_cycles + rows // rows_per_cycle
     for lane_group in range(rows_per_cycle):
         mine = rows[lane_group::rows_per_cycle]
-        refs = np.stack([np.full(len(mine), weight.storage), weight.first + mine], axis=1)
+        refs = np.stack([np.full(len(mine), weight.storage), vectors[mine]], axis=1)
         for byte in range(width):
             lane = (Slot(streams, lane_group * width + byte),)
             memory.add(template, Opcode.READ, refs, byte, times[mine], 1, lane)

@@ -36,10 +36,14 @@ from lpu_jax.lowering.tile_ir import (
     num_tiles,
 )
 from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.errors import NumberFormatError
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
     Concatenate,
+    DecodeBlocks,
     Elementwise,
+    EncodeBlocks,
     Equation,
     GatherRows,
     GraphLike,
@@ -368,6 +372,12 @@ class Tiler:
                 self._lane_reduce(equation, op)
             elif isinstance(op, GatherRows):
                 self._set(equation, tile_gather(self, equation))
+            elif isinstance(op, EncodeBlocks | DecodeBlocks):
+                raise NumberFormatError(
+                    f"{op.format.name.lower()} is packed and unpacked by the host and the loader of the MXM, not while "
+                    f"a program runs {equation.source}: use it as the right-hand side of a product that sums over its "
+                    "blocks, or name the argument in resident_argnums"
+                )
             elif isinstance(op, ScatterRows):
                 self._set(equation, tile_scatter(self, equation))
             elif isinstance(op, Scan | While | HostCall):
@@ -475,10 +485,17 @@ class Tiler:
         assert isinstance(lhs, int)
         assert isinstance(rhs, int)
         batches, rows, contracting = self.graph.avals[lhs].shape
+        block, tile_rows = op.rhs_format.number_format.block_size, min(self.chip.num_mxm_rows, self.chip.num_lanes)
+        if block and tile_rows % block:
+            raise NumberFormatError(
+                f"{op.rhs_format.name.lower()} has blocks of {block} rows, but a plane of chip {self.chip.name!r} "
+                f"takes {tile_rows}, which is no multiple of it {equation.source}: use smaller blocks"
+            )
         columns = self.graph.avals[rhs].shape[-1]
         places, first_columns = self._weights(rhs)
-        rhs_refs = [refs.reshape(batches * contracting, -1, 2) for refs in places]
-        activations = self._activations(lhs, self.chip.num_streams_per_load // op.rhs_format.num_bytes)
+        vectors = batches * self.graph.avals[rhs].shape[1]
+        rhs_refs = [refs.reshape(vectors, -1, 2) for refs in places]
+        activations = self._activations(lhs, self._rows_per_load(op.rhs_format))
         product = ProductSource(
             lhs=activations.refs,
             lhs_format=op.lhs_format,
@@ -493,6 +510,10 @@ class Tiler:
         )
         offsets = b"" if first_columns is None else np.repeat(first_columns, rows).tobytes()
         self._open_product(equation, Domain(batches * rows, columns, False, offsets), product)
+
+    def _rows_per_load(self, rhs_format: DataFormat) -> int:
+        """Rows of the MXM that are loaded at a time; blocks of rows have to begin at row 0."""
+        return self.chip.num_mxm_rows if rhs_format.is_block else self.chip.num_streams_per_load // rhs_format.num_bytes
 
     def _activations(self, value: int, rows_per_load: int) -> Windows:
         """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""

@@ -34,7 +34,8 @@ class ProductSource:
 
     lhs: views by hemisphere, refs [batch * rows * k_tiles, 2]; rhs refs [batch * K, n_tiles, 2] or None for a sum
     over lanes (weights of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere;
-    offsets [batch * rows]: lane at which each row of lhs begins.
+    offsets [batch * rows]: lane at which each row of lhs begins. In block floating point rhs has the words of K rows in
+    place of K.
     """
 
     lhs: tuple[IntArray, ...]
@@ -47,6 +48,16 @@ class ProductSource:
     contracting: int
     num_column_tiles: int
     offsets: IntArray
+
+    @property
+    def num_weight_vectors(self) -> int:
+        """Vectors of one matrix and column tile of rhs."""
+        return self.rhs_format.num_words(self.contracting) // self.rhs_format.num_bytes
+
+    @property
+    def weight_format(self) -> DataFormat:
+        """Format of these vectors in SRAM: that of rhs, or int8 for words."""
+        return DataFormat.INT8 if self.rhs_format.is_block else self.rhs_format
 
 
 @dataclasses.dataclass(slots=True, eq=False)

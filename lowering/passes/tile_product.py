@@ -180,7 +180,7 @@ def _places(
     """
     if product.rhs is None:
         return _ones(builder, product)
-    own = slice(batch * product.contracting, (batch + 1) * product.contracting)
+    own = slice(batch * product.num_weight_vectors, (batch + 1) * product.num_weight_vectors)
     refs = product.rhs[own, tile]
     found = _homes(builder, product, refs)
     if found is None:
@@ -211,7 +211,7 @@ def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, 
 
 
 def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> tuple[_Home, ...] | None:
-    """The weights refs [K, 2] as they lie in weight layout, None if they do not."""
+    """The weights refs [K, 2] (or words) as they lie in weight layout, None if they do not."""
     edges = [0, *(np.nonzero(np.diff(refs[:, 0]))[0] + 1).tolist(), len(refs)]
     integer = product.lhs_format is product.rhs_format is DataFormat.INT8
     if len(edges) > 2 and not integer:
@@ -222,10 +222,14 @@ def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> t
         in_order = bool((np.diff(refs[start:stop, 1]) == 1).all())
         if not in_order or home.plane is None or first % home.interleave or start % home.interleave:
             return None
-        rows = _tile_rows(start, stop, builder.chip.num_lanes)
-        if len(edges) > 2:
-            rows.sort(key=lambda row: row[2])  # short loads first: installs need an interval
-        offsets = [k * builder.chip.num_lanes + lane - start for k, lane, _ in rows]
+        if product.rhs_format.is_block:
+            rows = _tile_rows(0, product.contracting, builder.chip.num_lanes)
+            offsets = [k * product.rhs_format.num_words(builder.chip.num_lanes) for k, _, _ in rows]
+        else:
+            rows = _tile_rows(start, stop, builder.chip.num_lanes)
+            if len(edges) > 2:
+                rows.sort(key=lambda row: row[2])  # short loads first: installs need an interval
+            offsets = [k * builder.chip.num_lanes + lane - start for k, lane, _ in rows]
         tiles = tuple(
             WeightTile(home.id, first + offset, count, lane)
             for (_, lane, count), offset in zip(rows, offsets, strict=True)
@@ -238,15 +242,15 @@ def _copied(
     builder: StorageBuilder, product: ProductSource, refs: IntArray, ops: list[ChainOp], label: Label
 ) -> tuple[_Home, ...]:
     """The weights refs [K, 2] copied into the slice set of a plane."""
-    interleave = builder.chip.num_streams_per_load // product.rhs_format.num_bytes
+    interleave = builder.chip.num_streams_per_load // product.weight_format.num_bytes
     addresses = -(-len(refs) // interleave)
     side, plane = builder.next_plane(addresses)
     storage = builder.new_storage(
-        addresses * interleave, product.rhs_format, side, interleave=interleave, plane=plane, name="weights"
+        addresses * interleave, product.weight_format, side, interleave=interleave, plane=plane, name="weights"
     )
     target = builder.whole(storage, len(refs))
     source, copy = View((len(refs),), True, refs), View((len(refs),), True, target)
-    ops += copy_ops(builder, source, [copy], product.rhs_format, label)
+    ops += copy_ops(builder, source, [copy], product.weight_format, label)
     homes = _homes(builder, product, target)
     assert homes is not None
     return homes

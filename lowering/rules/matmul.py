@@ -4,6 +4,8 @@ An exact power of two brings a float32 operand into the range of float16: per ro
 magnitudes into [2^14, 2^15); per matrix of the rhs it puts the sum of the largest magnitudes along its last axis (as
 the user wrote it) there. The product is multiplied by the inverse powers, so it is the exactly summed, once rounded
 product of the operands rounded to float16.
+
+Weights in block floating point enter as they are stored, blocks along K; no power is needed beside their own.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from lpu_jax.lowering.rules.elementwise import convert
 from lpu_jax.lowering.rules.reductions import fold_axis
 from lpu_jax.lowering.rules.views import behind_moves
 from lpu_jax.runtime.isa import DataFormat
+from lpu_jax.runtime.ops import DecodeBlocks
 
 _EXPONENT_MASK = 0x7F800000
 _FRACTION_BITS = 23
@@ -218,7 +221,8 @@ def _dot_general(
     lhs_id = _normal_form(ctx, lhs_id, lhs_batch, lhs_contract, True)
     left, left_format, left_scale = _enter(ctx, lhs_id, True, is_wide)
     right, right_format, right_scale = _enter_rhs(ctx, rhs_id, rhs_batch, rhs_contract, is_wide)
-    result: Operand = ctx.matmul(left, right, left_format, right_format)
+    values = _normal_form(ctx, rhs_id, rhs_batch, rhs_contract, False) if right_format.is_block else None
+    result: Operand = ctx.matmul(left, right, left_format, right_format, values)
     target = ctx.avals_out[0].dtype
     scales = [s for s in (left_scale, right_scale) if s is not None]
     for i, scale in enumerate(scales):
@@ -244,8 +248,23 @@ def _is_better_swapped(ctx: RuleContext, operands: Sequence[int], contract: Sequ
     return same and has_rows and not constant and not last[0] and last[1]
 
 
+def _blocks(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int]) -> Scaled | None:
+    """The words [B, words of K rows, N] of an rhs in block floating point whose blocks lie along K."""
+    definition = ctx.ranges.definition(x)
+    if definition is None or not isinstance(definition.op, DecodeBlocks):
+        return None
+    (words,) = definition.operands
+    *sizes, rows, columns = ctx.aval(words).shape
+    if tuple(batch) != tuple(range(len(sizes))) or tuple(contract) != (len(sizes),):
+        return None
+    return ctx.reshape(words, (math.prod(sizes), rows, columns)), definition.op.format, None  # type: ignore[return-value]
+
+
 def _enter_rhs(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int], is_wide: bool) -> Scaled:
-    """The rhs in normal form, transposed when it is narrow; known contents are moved at once."""
+    """The rhs in normal form, transposed when it is narrow; known contents are moved at once, blocks stay packed."""
+    blocks = _blocks(ctx, x, batch, contract)
+    if blocks is not None:
+        return blocks
     content = ctx.builder.constant_of(x)
     if content is not None:
         free = [i for i in range(content.ndim) if i not in batch and i not in contract]
