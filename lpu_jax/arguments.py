@@ -14,8 +14,10 @@ import numpy as np
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.emit import TRACED_DTYPES
 from lpu_jax.lowering.lower import MAX_TRIP_COUNT
-from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.errors import LpuError, UnsupportedInputError
+from lpu_jax.runtime.accumulation import ACCUMULATIONS
+from lpu_jax.runtime.chip import CHIP_ACCUMULATIONS, ChipSpec
+from lpu_jax.runtime.errors import LpuError, NumberFormatError, UnsupportedInputError
+from lpu_jax.runtime.execute import Mode
 
 _REFUSED = frozenset(("float64", "complex64", "complex128"))
 _WAY_OUT = {
@@ -43,10 +45,27 @@ class Options:
     fallback: str | None = None
     max_trip_count: int = MAX_TRIP_COUNT
     keep_unused: bool = False
+    accumulation: str = "exact"
     resident_argnums: tuple[int, ...] = ()
     donate_argnums: tuple[int, ...] = ()
     static_argnums: tuple[int, ...] = ()
     static_argnames: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> Mode:
+        """How the fast executor accumulates."""
+        return Mode(self.accumulation, self.chip.num_mxm_rows)
+
+
+def accumulating(chip: ChipSpec, accumulation: str | None) -> ChipSpec:
+    """The chip in a mode of accumulation; float32 is no mode of a chip and leaves it as it is.
+
+    Raises:
+      ValueError: an unknown mode.
+    """
+    if accumulation not in (None, *ACCUMULATIONS):
+        raise ValueError(f"accumulation={accumulation!r} is unknown; use one of {ACCUMULATIONS}")
+    return dataclasses.replace(chip, accumulation=accumulation) if accumulation in CHIP_ACCUMULATIONS else chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,6 +273,15 @@ def check_not_deleted(leaves: Sequence[Any], roles: Sequence[Leaf]) -> None:
                 f"argument {role.name} {leaf.dtype}{list(leaf.shape)} was donated to an earlier call and its buffer is "
                 "gone. Pass the array that that call returned, or leave the argument out of donate_argnums."
             )
+
+
+def check_accumulation(options: Options) -> None:
+    """Raises NumberFormatError for a mode that only XLA has."""
+    if options.accumulation not in CHIP_ACCUMULATIONS:
+        raise NumberFormatError(
+            f"accumulation={options.accumulation!r} is XLA's own order of summation, which no chip has; simulate with "
+            f"one of {CHIP_ACCUMULATIONS}. Cycles are the same in every mode."
+        )
 
 
 class DonatedArgumentError(LpuError, RuntimeError):

@@ -16,7 +16,7 @@ from jax.extend import core as jax_core
 from jax.interpreters import batching, mlir
 
 from lpu_jax.lowering import _jax_compat as compat
-from lpu_jax.runtime.execute import execute, execute_counted
+from lpu_jax.runtime.execute import EXACT, Mode, execute, execute_counted
 from lpu_jax.runtime.ops import GraphLike, effects_of
 
 
@@ -41,11 +41,12 @@ def as_traced(array: Any, aval: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GraphCall:
-    """results = execute(graph, inputs); `out_avals` as in a jaxpr."""
+    """results = execute(graph, inputs, mode); `out_avals` as in a jaxpr."""
 
     graph: GraphLike
     out_avals: tuple[Any, ...]
     name: str
+    mode: Mode = EXACT
 
     @property
     def effects(self) -> frozenset[Any]:
@@ -54,12 +55,12 @@ class GraphCall:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Evaluates the graph."""
-        results = execute(self.graph, [words_of(x) for x in inputs])
+        results = execute(self.graph, [words_of(x) for x in inputs], self.mode)
         return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)]
 
     def counted(self, *inputs: Any) -> tuple[list[Any], list[Any], list[Any]]:
         """Results, turns of every loop of unknown length, and whether it would have gone on."""
-        results, counts, ends = execute_counted(self.graph, [words_of(x) for x in inputs])
+        results, counts, ends = execute_counted(self.graph, [words_of(x) for x in inputs], self.mode)
         return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)], counts, ends
 
     def __repr__(self) -> str:

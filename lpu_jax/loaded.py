@@ -76,7 +76,7 @@ class Loaded(Stage):
     def _jitted(self) -> Callable[..., list[Any]]:
         """Inputs: the prepared weights as one tuple, then the other arguments."""
         traced = self.traced
-        call = GraphCall(self.lowered.parts[1], traced.call_avals, traced.fun_name)
+        call = GraphCall(self.lowered.parts[1], traced.call_avals, traced.fun_name, traced.options.mode)
         place = {position: 1 + i for i, position in enumerate(traced.moving_inputs)}
         return jax.jit(
             lambda weights, *moving: lpu_call_p.bind(*moving, *weights, call=call),

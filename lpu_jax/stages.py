@@ -85,7 +85,8 @@ class Lowered(Stage):
     @functools.cached_property
     def run_prologue(self) -> Callable[..., list[Any]]:
         """Resident inputs, large closed-over arrays first -> what is kept of them in SRAM."""
-        return jax.jit(lambda *weights: execute(self.parts[0], [words_of(w) for w in weights]))
+        mode = self.traced.options.mode
+        return jax.jit(lambda *weights: execute(self.parts[0], [words_of(w) for w in weights], mode))
 
     def load(self, *resident: Any) -> Loaded:
         """Lays out the resident arguments once, in the order of resident_argnums; donated ones are passed per call.
@@ -107,7 +108,7 @@ class Lowered(Stage):
 
     @functools.cached_property
     def _function(self) -> Callable[..., list[Any]]:
-        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name)
+        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name, self.traced.options.mode)
         return with_derivative(call, jax_core.jaxpr_as_fun(self.traced.jaxpr))
 
     @functools.cached_property
@@ -120,7 +121,7 @@ class Lowered(Stage):
 
     @functools.cached_property
     def _counting(self) -> Callable[..., Any]:
-        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name)
+        call = GraphCall(self.graph, self.traced.call_avals, self.traced.fun_name, self.traced.options.mode)
         return jax.jit(call.counted, donate_argnums=tuple(sorted(self.traced.donated.values())))
 
     def run_counted(self, leaves: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
@@ -239,8 +240,13 @@ class Compiled(Stage):
     call = __call__
 
     def simulate(self, *args: Any, **kwargs: Any) -> tuple[Any, int]:
-        """Runs the program on the machine: (results, cycles). Slow: thousands of cycles a second."""
+        """Runs the program on the machine: (results, cycles). Slow: thousands of cycles a second.
+
+        Raises:
+          NumberFormatError: accumulation="float32", which is XLA's and no chip's.
+        """
         traced = self.traced
+        arguments_of.check_accumulation(traced.options)
         dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
         inputs = [
             np.asarray(words_of(x)).astype(word_dtype(dtype))

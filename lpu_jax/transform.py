@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import jax
 
+from lpu_jax import arguments
 from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.lowering.lower import FALLBACKS, MAX_TRIP_COUNT, PRECISIONS
@@ -104,6 +105,7 @@ def lpu(
     chip: ChipSpec | str = ...,
     precision: str = ...,
     effort: str = ...,
+    accumulation: str | None = ...,
     fallback: str | None = ...,
     max_trip_count: int = ...,
     keep_unused: bool = ...,
@@ -121,6 +123,7 @@ def lpu(
     chip: ChipSpec | str = ...,
     precision: str = ...,
     effort: str = ...,
+    accumulation: str | None = ...,
     fallback: str | None = ...,
     max_trip_count: int = ...,
     keep_unused: bool = ...,
@@ -137,6 +140,7 @@ def lpu(
     chip: ChipSpec | str = groqchip1,
     precision: str = "truepoint",
     effort: str = "default",
+    accumulation: str | None = None,
     fallback: str | None = None,
     max_trip_count: int = MAX_TRIP_COUNT,
     keep_unused: bool = False,
@@ -153,6 +157,9 @@ def lpu(
       precision: "truepoint" multiplies float32 operands through float16 with exact sums; "highest" in float32.
       effort: "default" schedules in seconds; "high" tries 64 orders of the work and keeps the program with the fewest
         cycles, which takes minutes. The values do not depend on it.
+      accumulation: how products and sums are accumulated: "exact" over all of K with one rounding; "tile" with one
+        rounding per pass of the MXM (160 rows, 320 for byte operands), the partial sums added in order; "float32" as
+        XLA adds products, in the fast executor alone, for comparison. None takes the chip's own, which is "exact".
       fallback: "host" has the host compute what the LPU has no lowering for, and adds the time of PCIe to the report;
         None refuses it.
       max_trip_count: turns after which a loop with an unknown trip count is given up with a TripCountError.
@@ -166,8 +173,8 @@ def lpu(
       `lower(...).compile()` gives its program.
 
     Raises:
-      ValueError: an unknown chip, precision, effort or fallback, a trip count below 1, or argument numbers that `fun`
-        does not have.
+      ValueError: an unknown chip, precision, effort, accumulation or fallback, a trip count below 1, or argument numbers
+        that `fun` does not have.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
@@ -177,8 +184,10 @@ def lpu(
         raise ValueError(f"fallback={fallback!r} is unknown; use one of {FALLBACKS}")
     if max_trip_count < 1:
         raise ValueError(f"max_trip_count={max_trip_count!r} allows no turn; use 1 or more")
+    target = chip_by_name(chip) if isinstance(chip, str) else chip
     options = Options(
-        chip=chip_by_name(chip) if isinstance(chip, str) else chip,
+        chip=arguments.accumulating(target, accumulation),
+        accumulation=accumulation or target.accumulation,
         precision=precision,
         effort=effort,
         fallback=fallback,

@@ -61,10 +61,20 @@ def accumulate(
 def partial_sums(
     xp: Any, lhs: Array, rhs: Array, lhs_format: Format, rhs_format: Format, num_mxm_rows: int
 ) -> list[Array]:
-    """The sums of mode `tile` before they are added, in ascending order of K."""
+    """The sums of mode `tile` before they are added, in ascending order of K; the last tile is filled up with zeros."""
     step = tile_rows(lhs_format, rhs_format, num_mxm_rows)
-    cuts = [slice(begin, begin + step) for begin in range(0, lhs.shape[-1], step)]
-    return [exact_dot(xp, lhs[..., cut], rhs[..., cut, :], lhs_format, rhs_format) for cut in cuts]
+    left = xp.moveaxis(in_tiles(xp, lhs, step, -1), -2, 0)
+    right = xp.moveaxis(in_tiles(xp, rhs, step, -2), -3, 0)
+    return list(exact_dot(xp, left, right, lhs_format, rhs_format))
+
+
+def in_tiles(xp: Any, x: Array, step: int, axis: int) -> Array:
+    """Cuts an axis into (tiles, step), the last one filled up with zeros."""
+    axis %= x.ndim
+    padding = [(0, -size % step if i == axis else 0) for i, size in enumerate(x.shape)]
+    if any(after for _, after in padding):
+        x = xp.pad(x, padding)
+    return x.reshape(*x.shape[:axis], -1, step, *x.shape[axis + 1 :])
 
 
 def add_partial_sums(xp: Any, parts: list[Array]) -> Array:

@@ -13,6 +13,9 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+CHIP_ACCUMULATIONS = ("exact", "tile")
+"""Modes of accumulation that a chip can have, see runtime/accumulation.py."""
+
 
 class Hemisphere(enum.IntEnum):
     """Half of the chip. West lies at negative positions, east at positive ones."""
@@ -139,6 +142,9 @@ class ChipSpec:
     def __post_init__(self) -> None:
         if self.num_lanes < 2 or self.num_slices < 1:
             raise ValueError(f"chip {self.name!r}: needs at least 2 lanes and 1 slice")
+        if self.accumulation not in CHIP_ACCUMULATIONS:
+            known = ", ".join(CHIP_ACCUMULATIONS)
+            raise ValueError(f"chip {self.name!r}: accumulation={self.accumulation!r} is unknown; chips have {known}")
 
     # Derived geometry -------------------------------------------------------------------------------------------
 

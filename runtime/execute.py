@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from lpu_jax.runtime import numerics, vxm
-from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, tile_rows
+from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, in_tiles, tile_rows
 from lpu_jax.runtime.block_words import decode_words, encode_words
 from lpu_jax.runtime.chip import GROQCHIP1
 from lpu_jax.runtime.errors import trip_count_error
@@ -186,8 +186,8 @@ def _lane_sum(x: Array, mode: Mode) -> Array:
     if mode.accumulation != "tile":
         return exact_sum(jnp, x)[..., None]
     step = tile_rows(DataFormat.FP32, DataFormat.INT8, mode.num_mxm_rows)
-    parts = [exact_sum(jnp, x[..., begin : begin + step]) for begin in range(0, x.shape[-1], step)]
-    return add_partial_sums(jnp, parts)[..., None]
+    parts = exact_sum(jnp, jnp.moveaxis(in_tiles(jnp, x, step, -1), -2, 0))
+    return add_partial_sums(jnp, list(parts))[..., None]
 
 
 # Matrix unit ------------------------------------------------------------------------------------------------------

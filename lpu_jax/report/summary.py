@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from lpu_jax.stages import Compiled
 
 
+_ACCUMULATORS = {
+    "exact": "exact sums of products, rounded once to fp32 or int32 when they are read",
+    "tile": "exact sums within a pass of the MXM, rounded once to fp32; these are added in fp32, in order",
+    "float32": "as on the chip for cycles; values are XLA's own float32 products",
+}
+"""How sums are kept, by mode of accumulation."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """The cost of one run of a program on one chip.
@@ -178,7 +186,7 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
         pcie_in_seconds=pcie_seconds(chip, received),
         pcie_out_seconds=pcie_seconds(chip, sent),
         model_flops=int(compiled.lowered.cost_analysis()["flops"]),
-        accumulators="exact sums of products, rounded once to fp32 or int32 when they are read",
+        accumulators=_ACCUMULATORS[compiled.traced.options.accumulation],
         costs=measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names),
         assumptions=(
             *(f"{chip.name}: {text}" for text in chip.assumptions),
