@@ -26,6 +26,7 @@ from lpu_jax.runtime.errors import trip_count_error
 from lpu_jax.runtime.execute import execute
 from lpu_jax.runtime.ops import loops_of
 from lpu_jax.runtime.program import Program
+from lpu_jax.runtime.widths import SumWidth, sum_widths
 from lpu_jax.stage import Stage
 from lpu_jax.tracing import Traced
 from lpu_jax.work import work
@@ -247,19 +248,28 @@ class Compiled(Stage):
         """
         traced = self.traced
         arguments_of.check_accumulation(traced.options)
-        dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
-        inputs = [
-            np.asarray(words_of(x)).astype(word_dtype(dtype))
-            for x, dtype in zip([*traced.captured, *self._leaves(args, kwargs)], dtypes, strict=True)
-        ]
-        prepared = self.lowered.run_prologue(*(inputs[i] for i in traced.resident_inputs))
-        arguments = [inputs[i] for i in traced.moving_inputs]
+        inputs = self._inputs([*traced.captured, *self._leaves(args, kwargs)])
         edges = self.lowered.edges
-        outputs, cycles = self.compiled_graph.simulate(edges.enter([*arguments, *map(np.asarray, prepared)]))
+        outputs, cycles = self.compiled_graph.simulate(edges.enter(inputs))
         results = [
             as_traced(jnp.asarray(x), aval) for x, aval in zip(edges.leave(outputs), traced.flat_out_avals, strict=True)
         ]
         return jax.tree.unflatten(self.out_tree, results), cycles
+
+    def _inputs(self, inputs: Sequence[Any]) -> list[np.ndarray]:
+        """What lies in SRAM before a run, for all inputs of the jaxpr."""
+        traced = self.traced
+        dtypes = [v.aval.dtype for v in traced.jaxpr.jaxpr.invars]
+        words = [np.asarray(words_of(x)).astype(word_dtype(dtype)) for x, dtype in zip(inputs, dtypes, strict=True)]
+        prepared = self.lowered.run_prologue(*(words[i] for i in traced.resident_inputs))
+        return [*(words[i] for i in traced.moving_inputs), *map(np.asarray, prepared)]
+
+    def sum_widths(self, leaves: Sequence[Any]) -> tuple[SumWidth, ...]:
+        """Bits that lossless sums need, by product, for the leaves of some arguments; none while they are traced."""
+        inputs = [*self.traced.captured, *leaves]
+        if is_traced(inputs):
+            return ()
+        return sum_widths(self.lowered.parts[1], self._inputs(inputs), self.traced.options.mode)
 
     def load(self, *resident: Any) -> Loaded:
         """As `Lowered.load`."""

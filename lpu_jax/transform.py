@@ -173,8 +173,8 @@ def lpu(
       `lower(...).compile()` gives its program.
 
     Raises:
-      ValueError: an unknown chip, precision, effort, accumulation or fallback, a trip count below 1, or argument numbers
-        that `fun` does not have.
+      ValueError: an unknown chip, precision, effort, accumulation or fallback, a trip count below 1, or argument
+        numbers that `fun` does not have.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpu_jax.runtime.casts import decode
+from lpu_jax.runtime.casts import bits_of, decode
 from lpu_jax.runtime.chip import GROQCHIP1
 from lpu_jax.runtime.digits import widen
 from lpu_jax.runtime.exact_dot import element_format, exact_dot
@@ -112,28 +112,36 @@ def accumulator_bits(lhs: np.ndarray, rhs: np.ndarray, lhs_format: Format, rhs_f
     1 (sign) + bits of K * max |lhs| * max |rhs| in units of the product of the lowest bits in use. More bits than
     MAX_ACCUMULATOR_BITS are lost in the published accumulator. Infinities and NaN are left out; 1 if all is zero.
     """
-    sides = [_extent(np.asarray(x), form) for x, form in ((lhs, lhs_format), (rhs, rhs_format))]
-    if None in sides:
-        return 1
-    left, right = sides
-    largest_sum = left * right * lhs.shape[-1]  # type: ignore[operator]
-    return int(1 + largest_sum.bit_length())
+    sides = [extent(np, np.asarray(x), form) for x, form in ((lhs, lhs_format), (rhs, rhs_format))]
+    return bits_of_extents(sides[0], sides[1], lhs.shape[-1])
 
 
-def _extent(x: np.ndarray, given: Format) -> int | None:
-    """The largest magnitude in units of the lowest bit in use; None if all are zero."""
-    wide, _ = widen(np, x, element_format(given))
+def extent(xp: Any, x: Array, given: Format) -> tuple[Array, Array]:
+    """(float32 bits of the largest magnitude, lowest bit in use as a power of 2^-149) of the finite values; int32.
+
+    (0, 512) if all are zero.
+    """
+    wide, _ = widen(xp, x, element_format(given))
     with np.errstate(invalid="ignore"):
-        single = wide.astype(np.float32)
-    bits = single.view(np.int32).reshape(-1) & 0x7FFFFFFF
-    bits = bits[(bits > 0) & (bits < 0x7F800000)].astype(np.int64)
-    if not bits.size:
-        return None
-    position = np.maximum(bits >> 23, 1) - 1
-    significand = (bits & 0x7FFFFF) | np.where(bits >> 23, 0x800000, 0)
-    lowest = significand & -significand
-    exponents = position + np.log2(lowest.astype(np.float64)).astype(np.int64)
-    low = int(exponents.min())
-    top = int(bits.max())
-    magnitude = ((top & 0x7FFFFF) | (0x800000 if top >> 23 else 0)) << (max(top >> 23, 1) - 1)
-    return magnitude >> low
+        bits = bits_of(xp, wide.astype(np.float32)) & 0x7FFFFFFF
+    is_used = (bits > 0) & (bits < 0x7F800000)
+    significand = (bits & 0x7FFFFF) | xp.where(bits >= 0x800000, 0x800000, 0)
+    lowest = xp.where(is_used, significand & -significand, 1)  # a power of two: its float32 exponent is its logarithm
+    logarithm = (bits_of(xp, lowest.astype(np.float32)) >> 23) - 127
+    low = xp.where(is_used, xp.maximum(bits >> 23, 1) - 1 + logarithm, 512)
+    top = xp.max(xp.where(is_used, bits, 0), initial=0)
+    return top.astype(np.int32), xp.min(low, initial=512).astype(np.int32)
+
+
+def bits_of_extents(lhs: tuple[Any, Any], rhs: tuple[Any, Any], num_terms: int) -> int:
+    """`accumulator_bits` of operands with these extents."""
+    left, right = (_in_units(int(top), int(low)) for top, low in (lhs, rhs))
+    return 1 + (left * right * num_terms).bit_length()
+
+
+def _in_units(top: int, low: int) -> int:
+    """float32 bits of a magnitude as an integer in units of 2^(low - 149)."""
+    if not top:
+        return 0
+    significand = (top & 0x7FFFFF) | (0x800000 if top >> 23 else 0)
+    return (significand << (max(top >> 23, 1) - 1)) >> low

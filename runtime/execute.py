@@ -54,10 +54,11 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mode:
-    """How sums over K are accumulated (runtime/accumulation.py), and the rows of a plane."""
+    """How sums over K are accumulated (runtime/accumulation.py), the rows of a plane, and who looks on."""
 
     accumulation: str = "exact"
     num_mxm_rows: int = GROQCHIP1.num_mxm_rows
+    observe: Callable[[Equation, list[Any]], None] | None = None  # sees every equation and its traced operands
 
 
 EXACT = Mode()
@@ -110,6 +111,8 @@ def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list
         operands = [
             jnp.asarray(v.value, dtype=v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands
         ]
+        if mode.observe is not None:
+            mode.observe(equation, operands)
         if isinstance(equation.op, While):
             results, made = _while(equation.op, operands, mode)
             counts += made

@@ -14,12 +14,14 @@ from rich.text import Text
 
 from lpu_jax.report.events import UNIT_KINDS
 from lpu_jax.report.tree import Node
+from lpu_jax.runtime.accumulation import MAX_ACCUMULATOR_BITS
 
 if TYPE_CHECKING:
     import pandas
 
     from lpu_jax.report.host import HostCosts
     from lpu_jax.report.summary import Report
+    from lpu_jax.runtime.widths import SumWidth
 
 _MAX_ROWS = 12
 _MAX_TREE_DEPTH = 4
@@ -46,6 +48,8 @@ def tables(report: Report) -> Group:
         _dependencies(report),
         _sram(report),
     ]
+    if report.sum_widths:
+        parts.append(_sum_widths(report))
     return Group(*parts, *(Text(f"* {text}") for text in report.assumptions))
 
 
@@ -217,6 +221,23 @@ def _dependencies(report: Report) -> Table:
     parts = sorted(found.items(), key=lambda item: -sum(item[1]))
     for (name, source), cycles in parts[:_MAX_ROWS]:
         table.add_row(Text(name), Text(source), f"{sum(cycles):,}", f"{len(cycles):,}")
+    return table
+
+
+def _sum_widths(report: Report) -> Table:
+    """The widest sums; products of one name, source and format count as one."""
+    table = _table("Widest sums of this call", "name", "source", "formats", "#terms", "#bits", "")
+    found: dict[tuple[str, str, str], SumWidth] = {}
+    for width in report.sum_widths:
+        key = (width.name, width.source, f"{width.lhs_format} x {width.rhs_format}")
+        found[key] = max(found.get(key, width), width, key=operator.attrgetter("bits"))
+    ordered = sorted(found.items(), key=lambda item: -item[1].bits)
+    for (name, source, formats), width in ordered[:_MAX_ROWS]:
+        flag = f"more than the published {MAX_ACCUMULATOR_BITS}" if width.is_too_wide else ""
+        table.add_row(Text(name), Text(source), formats, f"{width.num_terms:,}", f"{width.bits}", flag)
+    rest = [width.is_too_wide for _, width in ordered[_MAX_ROWS:]]
+    if rest:
+        table.add_row(f"{len(rest)} more, {sum(rest)} of them above {MAX_ACCUMULATOR_BITS} bits", "", "", "", "", "")
     return table
 
 

@@ -12,6 +12,7 @@ from lpu_jax.report import printing
 from lpu_jax.report.costs import Costs, measure
 from lpu_jax.report.host import HostCosts, host_costs, pcie_seconds
 from lpu_jax.report.tree import Node, tree_records
+from lpu_jax.runtime.widths import SumWidth
 from lpu_jax.transform import LpuFunction, lpu
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Report:
       sram_map: (name, hemisphere, bytes) of what is in SRAM, largest first.
       model_flops: operations of the function as written, a multiply-accumulate is two.
       accumulators: how sums are kept.
+      sum_widths: bits that a lossless accumulator needs for the values of this run, by product; only from `profile`,
+        as the values decide.
       costs: what the program's rows say: blocks, binding chain, units, bytes, MACs, SRAM and all of it over time.
       assumptions: what the figures rest on where nothing is published.
       host: loops that the host starts and calls that it computes, None if there are none. All other figures are those
@@ -80,6 +83,7 @@ class Report:
     accumulators: str
     costs: Costs
     assumptions: tuple[str, ...]
+    sum_widths: tuple[SumWidth, ...] = ()
     host: HostCosts | None = None
 
     @property
@@ -110,7 +114,7 @@ class Report:
 
     def to_dict(self, *, detail: bool = True) -> dict[str, Any]:
         """All fields and derived times, ready for JSON; without detail only what is a number or a short list."""
-        long = ("costs", "dependency_chain", "host")
+        long = ("costs", "dependency_chain", "sum_widths", "host")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in long}
         found = {**fields, "microseconds": self.microseconds, "total_seconds": self.total_seconds}
         if self.host is not None:
@@ -118,6 +122,9 @@ class Report:
         if detail:
             found["dependency_chain"] = [dataclasses.asdict(link) for link in self.dependency_chain]
             found["costs"] = self.costs.to_dict()
+            found["sum_widths"] = [
+                {**dataclasses.asdict(width), "is_too_wide": width.is_too_wide} for width in self.sum_widths
+            ]
         return found
 
     def to_json(self) -> str:
@@ -198,7 +205,7 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
 
 
 def profile(fun: Callable[..., Any]) -> Callable[..., tuple[Any, Report]]:
-    """Makes a function return (its result, a `Report`).
+    """Makes a function return (its result, a `Report`), which also tells how wide the sums of this call are.
 
     Args:
       fun: an `LpuFunction`; any other function is put on the default chip first.
@@ -208,7 +215,9 @@ def profile(fun: Callable[..., Any]) -> Callable[..., tuple[Any, Report]]:
     def profiled(*args: Any, **kwargs: Any) -> tuple[Any, Report]:
         lowered = function.lower(*args, **kwargs)
         compiled = lowered.compile()
-        result, trip_counts = lowered.run_counted(function.leaves(*args, **kwargs))
-        return result, make_report(compiled, trip_counts)
+        leaves = function.leaves(*args, **kwargs)
+        result, trip_counts = lowered.run_counted(leaves)
+        report = dataclasses.replace(make_report(compiled, trip_counts), sum_widths=compiled.sum_widths(leaves))
+        return result, report
 
     return profiled
