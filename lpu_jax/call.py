@@ -47,6 +47,7 @@ class GraphCall:
     out_avals: tuple[Any, ...]
     name: str
     mode: Mode = EXACT
+    in_tree: Any = None  # structure of the inputs, if some are prepared weights
 
     @property
     def effects(self) -> frozenset[Any]:
@@ -55,13 +56,18 @@ class GraphCall:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Evaluates the graph."""
-        results = execute(self.graph, [words_of(x) for x in inputs], self.mode)
+        results = execute(self.graph, self._held(inputs), self.mode)
         return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)]
 
     def counted(self, *inputs: Any) -> tuple[list[Any], list[Any], list[Any]]:
         """Results, turns of every loop of unknown length, and whether it would have gone on."""
-        results, counts, ends = execute_counted(self.graph, [words_of(x) for x in inputs], self.mode)
+        results, counts, ends = execute_counted(self.graph, self._held(inputs), self.mode)
         return [as_traced(x, a) for x, a in zip(results, self.out_avals, strict=True)], counts, ends
+
+    def _held(self, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs as the graph takes them; weights may be prepared."""
+        given = inputs if self.in_tree is None else jax.tree.unflatten(self.in_tree, inputs)
+        return [words_of(x) for x in given]
 
     def __repr__(self) -> str:
         """The user's name of the function."""

@@ -76,12 +76,16 @@ class Loaded(Stage):
     def _jitted(self) -> Callable[..., list[Any]]:
         """Inputs: the prepared weights as one tuple, then the other arguments."""
         traced = self.traced
-        call = GraphCall(self.lowered.parts[1], traced.call_avals, traced.fun_name, traced.options.mode)
+        main, mode = self.lowered.parts[1], traced.options.mode
         place = {position: 1 + i for i, position in enumerate(traced.moving_inputs)}
-        return jax.jit(
-            lambda weights, *moving: lpu_call_p.bind(*moving, *weights, call=call),
-            donate_argnums=tuple(sorted(place[i] for i in traced.donated.values())),
-        )
+
+        def run(weights: tuple[Any, ...], *moving: Any) -> list[Any]:
+            leaves, tree = jax.tree.flatten((*moving, *weights))
+            call = GraphCall(main, traced.call_avals, traced.fun_name, mode, tree)
+            results: list[Any] = lpu_call_p.bind(*leaves, call=call)
+            return results
+
+        return jax.jit(run, donate_argnums=tuple(sorted(place[i] for i in traced.donated.values())))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Results by the vectorised executor; resident arguments that were loaded are left out.

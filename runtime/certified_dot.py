@@ -13,6 +13,7 @@ at a time.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -109,21 +110,22 @@ def certified_dot(
     left, lhs_kind = widen(jnp, lhs, lhs_format)
     right, rhs_kind = widen(jnp, rhs, rhs_format)
     if unit_bits(lhs_kind) + unit_bits(rhs_kind) + lhs.shape[1].bit_length() <= 53:
-        return _single_matmul(left, right, lhs_kind, rhs_kind)
+        return _singlematmul(left, right, lhs_kind, rhs_kind)
     cuts = panels(lhs.shape[1], panel_width)
     rows = statistics(left, lhs_kind, 1, cuts)
     columns = statistics(right, rhs_kind, 0, cuts)
 
     def by_float64() -> Array:
         result, is_certain = _float64_dot(left, right, (lhs_kind, rhs_kind), rows, columns, cuts)
-        return _repair(result, is_certain, left, right, lhs_kind, rhs_kind)
+        return repair(result, is_certain, lambda row: left[row], right, lhs_kind, rhs_kind)
 
     if not is_short:
         return by_float64()
     return lax.cond(_is_short(rows, columns), lambda: _bf16_dot(lhs, rhs, cuts), by_float64)
 
 
-def _matmul(lhs: Array, rhs: Array, dtype: Any) -> Array:
+def matmul(lhs: Array, rhs: Array, dtype: Any) -> Array:
+    """Matrix product with sums in a dtype."""
     return lax.dot(lhs, rhs, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
 
 
@@ -133,18 +135,18 @@ def _int8_dot(lhs: Array, rhs: Array) -> Array:
     for begin in range(0, lhs.shape[1], _INT8_PANEL):
         cut = slice(begin, begin + _INT8_PANEL)
         narrow = element_dtype(DataFormat.BF16.number_format)
-        result += _matmul(lhs[:, cut].astype(narrow), rhs[cut].astype(narrow), np.float32).astype(np.int32)
+        result += matmul(lhs[:, cut].astype(narrow), rhs[cut].astype(narrow), np.float32).astype(np.int32)
     return result
 
 
-def _single_matmul(lhs: Array, rhs: Array, lhs_kind: DataFormat, rhs_kind: DataFormat) -> Array:
+def _singlematmul(lhs: Array, rhs: Array, lhs_kind: DataFormat, rhs_kind: DataFormat) -> Array:
     """Where all sums fit 53 bits by format alone and no result is subnormal."""
     assert UNIT_EXPONENT[lhs_kind] + UNIT_EXPONENT[rhs_kind] > -126
-    result = _matmul(lhs.astype(np.float64), rhs.astype(np.float64), np.float64).astype(np.float32)
-    return _canonical(result)
+    result = matmul(lhs.astype(np.float64), rhs.astype(np.float64), np.float64).astype(np.float32)
+    return canonical(result)
 
 
-def _canonical(result: Array) -> Array:
+def canonical(result: Array) -> Array:
     """One NaN, and +0 for zero."""
     bits = lax.bitcast_convert_type(result, np.int32)
     bits = jnp.where(result == 0, 0, jnp.where(result != result, CANONICAL_NAN, bits))
@@ -172,8 +174,8 @@ def _length(side: Statistics) -> Array:
 def _bf16_dot(lhs: Array, rhs: Array, cuts: list[slice]) -> Array:
     total = jnp.zeros((lhs.shape[0], rhs.shape[1]), np.float64)
     for cut in cuts:
-        total += _matmul(lhs[:, cut], rhs[cut], np.float32).astype(np.float64)
-    return _canonical(total.astype(np.float32))
+        total += matmul(lhs[:, cut], rhs[cut], np.float32).astype(np.float64)
+    return canonical(total.astype(np.float32))
 
 
 def _float64_dot(
@@ -185,15 +187,17 @@ def _float64_dot(
     cuts: list[slice],
 ) -> tuple[Array, Array]:
     """Level 1: float32 results, and where they are certainly right."""
-    hi, lo = None, None
-    for cut in cuts:
-        part = _matmul(to_float64(lhs[:, cut], kinds[0]), to_float64(rhs[cut], kinds[1]), np.float64)
-        if hi is None:
-            hi, lo = part, jnp.zeros_like(part)
-        else:
-            hi, error = _two_sum(hi, part)
-            lo = lo + error
-    return _certify(hi, lo, rows, columns, cuts)
+    parts = [matmul(to_float64(lhs[:, cut], kinds[0]), to_float64(rhs[cut], kinds[1]), np.float64) for cut in cuts]
+    return certify(*add_panels(parts), rows, columns, cuts)
+
+
+def add_panels(parts: Sequence[Array]) -> tuple[Array, Array]:
+    """(hi, lo): the float64 sum of panels and what it lost, together nearly exact."""
+    hi, lo = parts[0], jnp.zeros_like(parts[0])
+    for part in parts[1:]:
+        hi, error = two_sum(hi, part)
+        lo = lo + error
+    return hi, lo
 
 
 def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: DataFormat) -> Array:
@@ -206,14 +210,14 @@ def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: 
     return jnp.mean(~is_certain, dtype=np.float64)
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b = sum + error, exactly (Knuth)."""
     total = a + b
     back = total - a
     return total, (a - (total - back)) + (b - back)
 
 
-def _certify(hi: Array, lo: Array, rows: Statistics, columns: Statistics, cuts: list[slice]) -> tuple[Array, Array]:
+def certify(hi: Array, lo: Array, rows: Statistics, columns: Statistics, cuts: list[slice]) -> tuple[Array, Array]:
     """float32 results, and where they are certainly right."""
     bound = jnp.zeros_like(hi)
     for p, cut in enumerate(cuts):
@@ -231,13 +235,18 @@ def _certify(hi: Array, lo: Array, rows: Statistics, columns: Statistics, cuts: 
     is_zero = fits & (hi == 0.0)
     is_finite = jnp.abs(hi) < np.inf
     is_certain = ((low == high) & (jnp.abs(hi) >= 2.0**-125)) | is_zero | ~is_finite
-    return _canonical(jnp.where(is_finite, low, hi.astype(np.float32))), is_certain
+    return canonical(jnp.where(is_finite, low, hi.astype(np.float32))), is_certain
 
 
-def _repair(
-    result: Array, is_certain: Array, lhs: Array, rhs: Array, lhs_kind: DataFormat, rhs_kind: DataFormat
+def repair(
+    result: Array,
+    is_certain: Array,
+    lhs_rows: Callable[[Array], Array],
+    rhs: Array,
+    lhs_kind: DataFormat,
+    rhs_kind: DataFormat,
 ) -> Array:
-    """Level 2: recomputes what is not certain by digits, `_CHUNK` elements at a time."""
+    """Level 2: recomputes what is not certain by digits, `_CHUNK` elements at a time; lhs_rows: index -> rows."""
     counts = jnp.sum(~is_certain, axis=1, dtype=np.int32)
     before = jnp.cumsum(counts, dtype=np.int32)
     num_rows, num_columns = result.shape
@@ -252,7 +261,7 @@ def _repair(
         seen = jnp.cumsum(~is_certain[row], axis=1, dtype=np.int32)
         column = jnp.sum(seen <= rank_in_row[:, None], axis=1, dtype=np.int32)
         column = jnp.where(ranks < before[-1], column, num_columns)
-        factors = lhs[row][:, None, :], jnp.take(rhs, column, axis=1, mode="clip").T[:, :, None]
+        factors = lhs_rows(row)[:, None, :], jnp.take(rhs, column, axis=1, mode="clip").T[:, :, None]
         exact = finite_dot(jnp, *factors, lhs_kind, rhs_kind)[:, 0, 0]
         exact_bits = lax.bitcast_convert_type(exact, np.int32)
         return begin + _CHUNK, bits.at[row, column].set(exact_bits, mode="drop")

@@ -45,7 +45,7 @@ from lpu_jax.runtime.ops import (
     While,
     loops_of,
 )
-from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
+from lpu_jax.runtime.prepared import PreparedWeights, exact_dot_prepared, prepare_weights, values_of
 from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
 from lpu_jax.runtime.wide_sums import exact_sum
 
@@ -71,7 +71,7 @@ def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) ->
 
     Args:
       graph: a verified Graph.
-      arguments: one array per input, of its shape and dtype; int8 inputs named by `prepared_inputs` may be given as
+      arguments: one array per input, of its shape and dtype; inputs named by `prepared_inputs` may be given as
         `prepare` made them.
       mode: how dot products are accumulated.
 
@@ -79,7 +79,7 @@ def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) ->
       The results, in the graph's dtypes.
     """
     with jax.enable_x64(True):
-        results, counts = _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+        results, counts = _run(graph, [_as_held(argument) for argument in arguments], mode)
         return _unless_endless(graph, results, counts) if counts else results
 
 
@@ -92,12 +92,15 @@ def execute_counted(
       The results; the turns that each loop of `ops.loops_of(graph)` made (int64); whether it would have gone on.
     """
     with jax.enable_x64(True):
-        results, counts = _run(graph, [_as_held(jnp.asarray(argument)) for argument in arguments], mode)
+        results, counts = _run(graph, [_as_held(argument) for argument in arguments], mode)
         return results, [count for count, _ in counts], [goes_on for _, goes_on in counts]
 
 
 def _as_held(argument: Array) -> Array:
     """Unsigned and 16-bit integers are held as int32: the same number, or the same bits for uint32."""
+    if isinstance(argument, PreparedWeights):
+        return argument
+    argument = jnp.asarray(argument)
     is_held = argument.dtype in (np.uint32, np.uint16, np.int16, np.uint8)
     return argument.astype(np.int32) if is_held else argument
 
@@ -198,6 +201,8 @@ def _lane_sum(x: Array, mode: Mode) -> Array:
 
 def _matmul(op: MatMul, operands: list[Array], mode: Mode) -> Array:
     lhs, rhs = operands
+    if isinstance(rhs, PreparedWeights):
+        return _product_prepared(op, lhs[0], rhs, mode)[None]
     if lhs.shape[0] == 1:  # XLA on CPU is slow at batches of one
         return _product(op, lhs[0], rhs[0], mode)[None]
     return _product(op, lhs, rhs, mode)
@@ -206,11 +211,14 @@ def _matmul(op: MatMul, operands: list[Array], mode: Mode) -> Array:
 def _product(op: MatMul, lhs: Array, rhs: Array, mode: Mode) -> Array:
     if op.rhs_format.is_block and rhs.dtype == np.int8:
         rhs = decode_words(jnp, rhs, op.rhs_format.number_format, lhs.shape[-1])
-    if op.rhs_format is DataFormat.INT8 and rhs.dtype != np.int8:
-        if mode.accumulation == "exact":
-            return exact_dot_prepared(jnp, lhs, rhs, op.rhs_format)
-        rhs = rhs.astype(np.int8)
     return accumulate(jnp, lhs, rhs, op.lhs_format, op.rhs_format, mode.accumulation, mode.num_mxm_rows)
+
+
+def _product_prepared(op: MatMul, lhs: Array, rhs: PreparedWeights, mode: Mode) -> Array:
+    if mode.accumulation == "exact":
+        return exact_dot_prepared(lhs, rhs, op.lhs_format)
+    values = values_of(rhs)
+    return accumulate(jnp, lhs, values, op.lhs_format, op.rhs_format, mode.accumulation, mode.num_mxm_rows)
 
 
 def _encode(op: EncodeBlocks, operands: list[Array], aval: Aval) -> Array:
@@ -238,6 +246,10 @@ def _scatter(op: ScatterRows, operands: list[Array], aval: Aval) -> Array:
     return table.at[index].set(rows, unique_indices=True, mode="promise_in_bounds")
 
 
+def _reshape(x: Array, aval: Aval) -> Array:
+    return x if isinstance(x, PreparedWeights) else x.reshape(aval.shape)
+
+
 def _pad(op: Pad, operands: list[Array], aval: Aval) -> Array:
     widths = list(zip(op.low, op.high, strict=True))
     return jnp.pad(operands[0], widths, constant_values=np.asarray(op.value, operands[0].dtype))
@@ -250,7 +262,7 @@ _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
     LaneReduce: _lane_reduce,
     GatherRows: _gather,
     ScatterRows: _scatter,
-    Reshape: lambda op, operands, aval: operands[0].reshape(aval.shape),
+    Reshape: lambda op, operands, aval: _reshape(operands[0], aval),
     Transpose: lambda op, operands, aval: operands[0].transpose(op.permutation),
     Slice: lambda op, operands, aval: lax.slice(operands[0], op.start, op.limit, op.stride),
     Broadcast: lambda op, operands, aval: lax.broadcast_in_dim(operands[0], aval.shape, op.dimensions),
@@ -266,7 +278,7 @@ _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
 def _scan(op: Scan, operands: list[Array], mode: Mode) -> list[Array]:
     consts, carry = operands[: op.num_consts], operands[op.num_consts :][: op.num_carry]
     xs = operands[op.num_consts + op.num_carry :]
-    inputs = [x.dtype for x in xs]
+    inputs = [None if isinstance(x, PreparedWeights) else x.dtype for x in xs]
     outputs = [np.dtype(op.body.avals[v].dtype) for v in op.body.outputs[op.num_carry :]]
 
     def step(state: Sequence[Array], slices: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -324,41 +336,78 @@ _CARRIERS = {"float16": np.uint16, "bfloat16": np.uint16, "float8_e4m3fn": np.ui
 
 def _to_bits(x: Array) -> Array:
     """Narrow floats travel through loops as integers: XLA on CPU would widen the whole stack otherwise."""
+    if isinstance(x, PreparedWeights):
+        return x
     carrier = _CARRIERS.get(x.dtype.name)
     return x if carrier is None else lax.bitcast_convert_type(x, carrier)
 
 
 def _from_bits(x: Array, dtype: Any) -> Array:
-    return lax.bitcast_convert_type(x, dtype) if dtype.name in _CARRIERS else x
+    return x if dtype is None or dtype.name not in _CARRIERS else lax.bitcast_convert_type(x, dtype)
 
 
 # Prepared weights -------------------------------------------------------------------------------------------------
 
 
 def prepared_inputs(graph: GraphLike) -> tuple[int, ...]:
-    """Inputs (int8) that are only multiplied with, directly or in a loop, and may be passed prepared."""
-    return tuple(v for v in graph.inputs if graph.avals[v].dtype == "int8" and _is_weight(graph, v))
+    """Inputs that are only multiplied with, directly or in a loop, and may be passed prepared."""
+    return tuple(v for v in graph.inputs if _weight_use(graph, v) is not None)
 
 
-def _is_weight(graph: GraphLike, value: int) -> bool:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _WeightUse:
+    """Rhs of products of `num_rows` terms in one format; in_loop: sliced turn by turn."""
+
+    data_format: DataFormat
+    num_rows: int
+    in_loop: bool = False
+
+
+def _weight_use(graph: GraphLike, value: int) -> _WeightUse | None:
+    """How a value is used as weights; None if it is used in any other way, or in several formats."""
     if value in graph.outputs:
-        return False
+        return None
     uses = [(e, i) for e in graph.equations for i, v in enumerate(e.operands) if v is value or v == value]
-    return bool(uses) and all(_is_weight_use(graph, equation, index) for equation, index in uses)
+    found = {_use_in(graph, equation, index) for equation, index in uses}
+    return found.pop() if len(found) == 1 else None
 
 
-def _is_weight_use(graph: GraphLike, equation: Equation, index: int) -> bool:
+def _use_in(graph: GraphLike, equation: Equation, index: int) -> _WeightUse | None:
     op = equation.op
     if isinstance(op, Reshape):
-        return _is_weight(graph, equation.results[0])
+        return _weight_use(graph, equation.results[0]) if _keeps_matrix(graph, equation) else None
     if isinstance(op, MatMul):
-        batches = graph.avals[equation.results[0]].shape[0]
-        is_int8 = op.rhs_format is DataFormat.INT8
-        return index == 1 and op.lhs_format is DataFormat.FP16 and is_int8 and batches == 1
-    return isinstance(op, Scan) and index >= op.num_consts + op.num_carry and _is_weight(op.body, op.body.inputs[index])
+        batches, _, num_rows = graph.avals[equation.operands[0]].shape  # type: ignore[index]
+        is_integer = op.lhs_format is op.rhs_format is DataFormat.INT8
+        if index != 1 or batches != 1 or is_integer or op.rhs_format is DataFormat.FP32:
+            return None
+        return _WeightUse(op.rhs_format, num_rows)
+    if isinstance(op, Scan) and index >= op.num_consts + op.num_carry:
+        inside = _weight_use(op.body, op.body.inputs[index])
+        return None if inside is None or inside.in_loop else dataclasses.replace(inside, in_loop=True)
+    return None
 
 
-def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Array]:
+def _keeps_matrix(graph: GraphLike, equation: Equation) -> bool:
+    """Whether a reshape only adds or drops leading axes of size 1."""
+    before, after = graph.avals[equation.operands[0]].shape, graph.avals[equation.results[0]].shape  # type: ignore[index]
+    return len(before) >= 2 and len(after) >= 2 and before[-2:] == after[-2:]
+
+
+def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, PreparedWeights]:
     """Prepared forms of the given inputs (by value id), computed once at load."""
-    with jax.enable_x64(True):
-        return {value: jnp.asarray(prepare_weights(array)) for value, array in values.items()}
+    found = {}
+    for value, array in values.items():
+        use = _weight_use(graph, value)
+        assert use is not None
+        if use.data_format.is_block:
+            array = decode_words(np, np.asarray(array), use.data_format.number_format, use.num_rows)
+        if _is_finite(array):
+            matrix = array.reshape((array.shape[0] if use.in_loop else 1, *array.shape[-2:]))
+            prepared = prepare_weights(matrix if use.in_loop else matrix[0], use.data_format, not use.in_loop)
+            found[value] = prepared
+    return found
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return array.dtype.kind == "i" or bool(np.isfinite(array.astype(np.float32)).all())

@@ -1,75 +1,309 @@
-"""Exact products with weights that were brought into the form of the multiplication once, at load."""
+"""Exact products with weights that were formatted once, at load, with what certificates need to know of them.
+
+Weights [K, N] are kept transposed, [N, K], which XLA's CPU products with few columns read at the speed of memory.
+Beside them lie the norm and the lowest bit in use of every column, and the digit size d: with |digit| <= 2^(d - 1),
+float32 sums of digits of activations times a column are exact, as
+
+  2^(d - 1) * sum_k |w[k, n]| <= 2^24 * lowest[n].
+
+Few activation rows are cut into 4 digits (or 8) of d bits, all multiplied in one float32 product. Others, and
+weights whose columns spread over too many bits, take the certified float64 levels of runtime/certified_dot.py.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from lpu_jax.runtime.digits import DIGIT_BITS, fixed_digits, fp16_units, has_special, matmul, panel_matmul, with_special
+from lpu_jax.runtime import casts
+from lpu_jax.runtime.casts import bits_of
+from lpu_jax.runtime.certified_dot import (
+    Statistics,
+    add_panels,
+    canonical,
+    certify,
+    lowest_bit,
+    matmul,
+    panels,
+    repair,
+    statistics,
+    to_float64,
+    two_sum,
+)
+from lpu_jax.runtime.digits import has_special, widen
+from lpu_jax.runtime.formats import NumberFormat, element_dtype
 from lpu_jax.runtime.isa import DataFormat
-from lpu_jax.runtime.numerics import Array, conditional
+from lpu_jax.runtime.numerics import Array
 
-_SHORT_DIGIT_BITS = 7
-_NUM_SHORT_DIGITS = 6  # of 41 bits: |fp16| < 2^40 units, plus the sign
-_MAX_SHORT_ROWS = 2048  # 64 * 128 * K <= 2^24: float32 sums of digits times int8 weights are exact
-_MAX_SHORT_COLUMNS = 8192
+_MIN_DIGIT_BITS, _MAX_DIGIT_BITS = 4, 9
+_MAX_DIGIT_ROWS = 4
+_MIN_LOWEST = 2.0**-100
+"""Products with fp16 of weights with smaller bits may be subnormal, which float32 arithmetic flushes."""
+_PANEL_WIDTH = 512
+_MAX_PANELS = 4  # each is a product of its own; more make fewer results uncertain
+_MARGIN = 1 + 2.0**-20
 
 
-def prepare_weights(rhs: np.ndarray) -> np.ndarray:
-    """int8 weights [K, N] in the form that exact_dot_prepared multiplies: float32 or float64.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["columns", "norm", "lowest", "digit_power"],
+    meta_fields=["data_format", "has_digits"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedWeights:
+    """A matrix [K, N], or a stack of them along leading axes.
 
-    A float64 GEMV reads twice the bytes of a float32 one. Six 7-bit digits of the activations against float32 weights
-    read half of that, and win as long as the matrix is small; at 576 x 49152 they were measured to lose.
+    columns: [..., N, width] for every panel of K: elements as stored (of blocks bf16; 16-bit floats as their bits), or
+      float32 or float64 with the same values.
+    norm, lowest: float64 [..., panels, N], as in `certified_dot.Statistics`.
+    digit_power: float64 [...], 2^d; 0 if digits do not fit.
+    data_format: format of the elements.
+    has_digits: whether activations may be cut into digits; if not, K is cut into panels.
     """
-    rows, columns = rhs.shape[-2:]
-    short = rows <= _MAX_SHORT_ROWS and columns <= _MAX_SHORT_COLUMNS
-    return np.asarray(rhs).astype(np.float32 if short else np.float64)
+
+    columns: tuple[Array, ...]
+    norm: Array
+    lowest: Array
+    digit_power: Array
+    data_format: DataFormat
+    has_digits: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., K, N]."""
+        sizes = [column.shape[-1] for column in self.columns]
+        return (*self.columns[0].shape[:-2], sum(sizes), self.columns[0].shape[-2])
 
 
-def _short_digits(xp: Any, units: Array) -> list[Array]:
-    """Signed 7-bit digits of float64 integers below 2^41 in magnitude, highest first, as float32."""
-    digits = []
-    for position in range(_NUM_SHORT_DIGITS - 1, -1, -1):
-        scale = 2.0 ** (_SHORT_DIGIT_BITS * position)
-        digit = xp.round(units * (1.0 / scale))
-        units = units - digit * scale
+def element_format_of(data_format: DataFormat) -> DataFormat:
+    """Format of the elements of a matrix of weights: bf16 for blocks."""
+    return DataFormat.BF16 if data_format.is_block else data_format
+
+
+def prepare_weights(rhs: np.ndarray, data_format: DataFormat, is_wide: bool = True) -> PreparedWeights:
+    """Prepares weights [..., K, N], elements in the storage dtype of their format (bf16 for blocks).
+
+    Args:
+      rhs: the weights, all finite.
+      data_format: their format.
+      is_wide: keep them as float32 or float64, ready to multiply; if not, as stored, which is better in a loop over
+        stacked weights, where a slice is copied in any case.
+    """
+    form = element_format_of(data_format)
+    turned = np.ascontiguousarray(np.swapaxes(np.asarray(rhs), -1, -2))
+    batch, (num_columns, contracting) = turned.shape[:-2], turned.shape[-2:]
+    flat = turned.reshape(-1, num_columns, contracting)
+    with jax.enable_x64(True):
+        bits = [_digit_bits(each, form) for each in flat]
+        fits = min(bits, default=0) >= _MIN_DIGIT_BITS
+        cuts = panels(contracting, contracting if fits else max(_PANEL_WIDTH, -(-contracting // _MAX_PANELS)))
+        sides = [_statistics(each, form, cuts) for each in flat]
+        columns = tuple(_columns(turned[..., cut], form, is_wide, fits) for cut in cuts)
+
+        def stacked(values: list[Any]) -> Array:
+            return jnp.asarray(np.stack(values).reshape((*batch, *np.shape(values[0]))))
+
+        return PreparedWeights(
+            columns=columns,
+            norm=stacked([np.asarray(side.norm) for side in sides]),
+            lowest=stacked([np.asarray(side.lowest) for side in sides]),
+            digit_power=stacked([np.float64(2.0**b if fits else 0.0) for b in bits]),
+            data_format=form,
+            has_digits=fits,
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("form",))
+def _extent(matrix: Array, form: DataFormat) -> tuple[Array, Array]:
+    """(sum of magnitudes, lowest bit in use) of every column, float64."""
+    wide, kind = widen(jnp, matrix, form)
+    values = wide.astype(np.float32) if kind is DataFormat.INT8 else wide
+    return jnp.sum(jnp.abs(to_float64(values, kind)), axis=1), jnp.min(lowest_bit(values, kind), axis=1)
+
+
+def _digit_bits(columns: np.ndarray, form: DataFormat) -> int:
+    """The largest d that the columns [N, K] allow; 0 if some are too small or not finite."""
+    total, lowest = (np.asarray(x, np.float64) for x in _extent(columns, form))
+    used = total > 0
+    if not used.any():
+        return _MAX_DIGIT_BITS
+    if not np.isfinite(total).all() or lowest[used].min() < _MIN_LOWEST:
+        return 0
+    room = float((lowest[used] * 2.0**24 / (total[used] * _MARGIN)).min())
+    return max(0, min(_MAX_DIGIT_BITS, math.floor(math.log2(room)) + 1)) if room >= 1 else 0
+
+
+@functools.partial(jax.jit, static_argnames=("form", "bounds"))
+def _jitted_statistics(columns: Array, form: DataFormat, bounds: tuple[tuple[int, int], ...]) -> tuple[Array, Array]:
+    wide, kind = widen(jnp, columns, form)
+    side = statistics(wide, kind, 1, [slice(*pair) for pair in bounds])
+    return side.norm, side.lowest
+
+
+def _statistics(columns: np.ndarray, form: DataFormat, cuts: list[slice]) -> Statistics:
+    return Statistics(*_jitted_statistics(columns, form, tuple((cut.start, cut.stop) for cut in cuts)))
+
+
+def _columns(turned: np.ndarray, form: DataFormat, is_wide: bool, has_digits: bool) -> Array:
+    if is_wide:
+        wide = turned.astype(np.float32)  # exact, subnormals too: NumPy does not flush
+        return jnp.asarray(wide if has_digits else wide.astype(np.float64))
+    carrier = turned.view(np.uint16) if form in (DataFormat.BF16, DataFormat.FP16) else turned
+    carrier = carrier.view(np.uint8) if form in (DataFormat.E4M3, DataFormat.E5M2) else carrier
+    return jnp.asarray(np.ascontiguousarray(carrier))
+
+
+def _elements(columns: Array, form: DataFormat) -> Array:
+    """Carried columns in the dtype of their format, or float32 or float64 as they are."""
+    if columns.dtype in (np.uint8, np.uint16):
+        return lax.bitcast_convert_type(columns, element_dtype(form.number_format))
+    return columns
+
+
+def _widened(columns: Array, form: DataFormat) -> tuple[Array, DataFormat]:
+    """Columns as float16, float32, float64 or int8 with the same values, and their kind."""
+    if columns.dtype in (np.float32, np.float64):
+        return columns, DataFormat.FP32 if form is DataFormat.BF16 else _KINDS.get(form, form)
+    return widen(jnp, _elements(columns, form), form)
+
+
+_KINDS = {DataFormat.E5M2: DataFormat.FP16}
+
+
+def values_of(prepared: PreparedWeights) -> Array:
+    """The weights [..., K, N] in the dtype of their elements again; inside enable_x64."""
+    form = prepared.data_format
+    parts = [_elements(columns, form) for columns in prepared.columns]
+    joined = jnp.swapaxes(jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0], -1, -2)
+    if joined.dtype not in (np.float32, np.float64):
+        return joined
+    if form is DataFormat.INT8:
+        return joined.astype(np.int8)
+    return casts.encode(jnp, _to_float32(joined), form.number_format)
+
+
+def exact_dot_prepared(lhs: Array, prepared: PreparedWeights, lhs_format: DataFormat | NumberFormat) -> Array:
+    """exact_dot of lhs [M, K] and one prepared matrix, float32 [M, N]; under XLA, inside enable_x64."""
+    form = DataFormat[lhs_format.name.upper()] if isinstance(lhs_format, NumberFormat) else lhs_format
+    if form is DataFormat.INT8 and prepared.data_format is DataFormat.INT8:
+        raise ValueError("int8 x int8 gives int32 and takes its weights as they are")
+    left, kind = widen(jnp, lhs, element_format_of(form))
+    if kind is DataFormat.INT8:
+        left, kind = left.astype(np.float16), DataFormat.FP16
+
+    def certified() -> Array:
+        return _certified(left, kind, prepared)
+
+    if not prepared.has_digits or kind is DataFormat.FP32 or lhs.shape[0] > _MAX_DIGIT_ROWS:
+        return certified()
+    units, lowest = _in_units(left, kind)
+    largest = jnp.max(jnp.abs(units))
+    is_finite = ~has_special(jnp, left)
+
+    def by_digits(count: int) -> Array:
+        return _by_digits(units, lowest, prepared, count)
+
+    def fits(count: int) -> Array:
+        return is_finite & (largest <= prepared.digit_power**count / 2)
+
+    def longer() -> Array:
+        return lax.cond(fits(8), lambda: by_digits(8), certified) if lhs.shape[0] == 1 else certified()
+
+    return lax.cond(fits(4), lambda: by_digits(4), longer)
+
+
+def _in_units(x: Array, kind: DataFormat) -> tuple[Array, Array]:
+    """Rows as float64 integers in units of their lowest bit in use, and that, [M, 1]; exact for float16."""
+    lowest = jnp.min(lowest_bit(x, kind), axis=1, keepdims=True).astype(np.float64)
+    lowest = jnp.where(lowest < np.inf, lowest, 1.0)
+    return x.astype(np.float64) * (1.0 / lowest), lowest
+
+
+def _by_digits(units: Array, lowest: Array, prepared: PreparedWeights, count: int) -> Array:
+    """All digits of all rows in one float32 product, joined exactly and rounded once."""
+    base, rows = prepared.digit_power, units.shape[0]
+    powers = [jnp.ones_like(base)]
+    for _ in range(count - 1):
+        powers.append(powers[-1] * base)
+    digits, rest = [], units
+    for power in reversed(powers):
+        digit = jnp.rint(rest * (1.0 / power))
+        rest = rest - digit * power
         digits.append(digit.astype(np.float32))
-    return digits
+    wide, _ = _widened(prepared.columns[0], prepared.data_format)
+    stacked = jnp.concatenate(digits, axis=0).T  # [K, count * M], highest digit first
+    sums = matmul(wide.astype(np.float32), stacked, np.float32).astype(np.float64)
+    parts = [sums[:, i * rows : (i + 1) * rows].T for i in range(count)]
+    high = functools.reduce(lambda total, part: total * base + part, parts[:4])  # 24 + 3 d <= 53 bits: exact
+    if count == 4:
+        return canonical((high * lowest).astype(np.float32))
+    low = functools.reduce(lambda total, part: total * base + part, parts[4:])
+    scale = lowest * powers[4]
+    return canonical(_rounded_sum(high * scale, low * lowest))
 
 
-def _short_matmul(xp: Any, units: Array, prepared: Array) -> Array:
-    """units . weights, rounded once: exact float32 products of digits, joined in int64."""
-    rows = units.shape[0]
-    sums = xp.matmul(xp.concatenate(_short_digits(xp, units), axis=0), prepared).astype(np.int64)
-    joined = sums[:rows]
-    for position in range(1, _NUM_SHORT_DIGITS):
-        joined = (joined << _SHORT_DIGIT_BITS) + sums[position * rows : (position + 1) * rows]
-    return joined.astype(np.float32) * np.float32(2.0**-24)
+def _rounded_sum(a: Array, b: Array) -> Array:
+    """a + b rounded once to float32: the float64 sum is first rounded to odd, which no second rounding can spoil."""
+    total, error = two_sum(a, b)
+    bits = lax.bitcast_convert_type(total, np.int64)
+    is_even = (error != 0) & ((bits & 1) == 0)
+    step = jnp.where((error > 0) == (total > 0), 1, -1)
+    odd = lax.bitcast_convert_type(jnp.where(is_even, bits + step, bits), np.float64)
+    return odd.astype(np.float32)
 
 
-def exact_dot_prepared(xp: Any, lhs: Array, prepared: Array, rhs_format: DataFormat = DataFormat.INT8) -> Array:
-    """exact_dot(lhs, weights, FP16, INT8) for weights from prepare_weights: float16 [M, K], [K, N] -> float32 [M, N].
+def _certified(left: Array, kind: DataFormat, prepared: PreparedWeights) -> Array:
+    """The product turned round, [N, K] x [K, M]: the weights have their statistics already."""
+    right = left.T
+    widths = [columns.shape[-1] for columns in prepared.columns]
+    ends = np.cumsum(widths)
+    cuts = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
+    wide = [_widened(columns, prepared.data_format) for columns in prepared.columns]
+    weight_kind = wide[0][1]
+    rows = Statistics(prepared.norm, prepared.lowest)
+    columns = statistics(right, kind, 0, cuts)
+    products = [
+        matmul(_as_float64(weights, weight_kind), to_float64(right[cut], kind), np.float64)
+        for (weights, _), cut in zip(wide, cuts, strict=True)
+    ]
+    result, is_certain = certify(*add_panels(products), rows, columns, cuts)
 
-    float32 weights: six exact matmuls of digits in one. float64 weights: one matmul where the sums certainly stay below
-    2^53 units, that is sum_k |lhs[m, k]| < 2^22; else two.
-    """
-    if rhs_format is not DataFormat.INT8:
-        raise ValueError(f"prepared weights are INT8, not {rhs_format.name}")
-    units = fp16_units(xp, lhs)
-    is_special = has_special(xp, lhs)
-    if prepared.dtype == np.float32 and lhs.shape[0] <= 4:
-        result = _short_matmul(xp, units, prepared)
-        return conditional(xp, is_special, lambda: with_special(xp, lhs, prepared, result), lambda: result)
-    weights = prepared.astype(np.float64)
-    is_small = xp.max(xp.sum(xp.abs(units), axis=-1)) < 2.0**46
+    def weights_of(index: Array) -> Array:
+        picked = [weights[index] for weights, _ in wide]
+        whole = jnp.concatenate(picked, axis=1) if len(picked) > 1 else picked[0]
+        return _narrowed(whole, weight_kind)
 
-    def one_matmul() -> Array:
-        return matmul(xp, units, weights).astype(np.int64).astype(np.float32) * np.float32(2.0**-24)
+    return repair(result, is_certain, weights_of, right, weight_kind, kind).T
 
-    def two_matmuls() -> Array:
-        high, low = (panel_matmul(xp, digit, weights) for digit in reversed(fixed_digits(xp, lhs, DataFormat.FP16)))
-        result = ((high << DIGIT_BITS) + low).astype(np.float32) * np.float32(2.0**-24)
-        return conditional(xp, is_special, lambda: with_special(xp, lhs, weights, result), lambda: result)
 
-    return conditional(xp, is_small & ~is_special, one_matmul, two_matmuls)
+def _as_float64(x: Array, kind: DataFormat) -> Array:
+    if x.dtype == np.float64:
+        return x
+    return to_float64(x, DataFormat.FP32 if x.dtype == np.float32 else kind)
+
+
+def _narrowed(x: Array, kind: DataFormat) -> Array:
+    """A few columns in the dtype of their kind, for digits."""
+    if x.dtype not in (np.float32, np.float64):
+        return x
+    if kind is DataFormat.FP32:
+        return _to_float32(x)
+    return x.astype(np.int8 if kind is DataFormat.INT8 else np.float16)
+
+
+def _to_float32(x: Array) -> Array:
+    """float64 values that are float32 ones, subnormals kept."""
+    if x.dtype == np.float32:
+        return x
+    bits = bits_of(jnp, x.astype(np.float32))
+    units = (jnp.abs(x) * 2.0**149).astype(np.int32)
+    subnormal = units | jnp.where(lax.bitcast_convert_type(x, np.int64) < 0, np.int32(-(2**31)), 0)
+    small = jnp.where(jnp.abs(x) < 2.0**-126, subnormal, bits)
+    return lax.bitcast_convert_type(small.astype(np.int32), np.float32)

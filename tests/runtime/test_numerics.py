@@ -10,7 +10,6 @@ import pytest
 from lpu_jax.runtime import numerics
 from lpu_jax.runtime.exact_dot import exact_dot
 from lpu_jax.runtime.isa import DataFormat
-from lpu_jax.runtime.prepared import exact_dot_prepared, prepare_weights
 from lpu_jax.runtime.wide_sums import exact_sum
 
 FP32, FP16, INT8 = DataFormat.FP32, DataFormat.FP16, DataFormat.INT8
@@ -189,37 +188,6 @@ def test_products_and_quotients_round_as_in_numpy():
     with jax.enable_x64(True):
         traced = np.asarray(jax.jit(lambda *arrays: expressions(jnp, *arrays))(a, b, c))
     np.testing.assert_array_equal(traced, expressions(np, a, b, c))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("rows", [3, 6])
-@pytest.mark.parametrize("scale", [1.0, 3000.0])
-def test_prepared_weights_give_the_bits_of_exact_dot(scale, rows, dtype):
-    rng = np.random.default_rng(6)
-    weights = rng.integers(-128, 128, (1200, 5)).astype(np.int8)
-    lhs = (rng.standard_normal((rows, 1200)) * scale).astype(np.float16)
-    assert prepare_weights(weights).dtype == np.float32  # float64 for large matrices
-    prepared = prepare_weights(weights).astype(dtype)
-    for special in (None, np.inf, np.nan):
-        if special is not None:
-            lhs[1, 7] = special
-        expected = exact_dot(np, lhs, weights, FP16, INT8)
-        result = both(exact_dot_prepared, lhs, prepared)
-        np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
-
-
-@pytest.mark.parametrize("rows", [2047, 2048, 2049])
-def test_prepared_weights_at_their_longest_and_largest(rows):
-    weights = np.full((rows, 2), -128, np.int8)
-    weights[:, 1] = np.where(np.arange(rows) % 2, 127, -128)
-    prepared = prepare_weights(weights)
-    assert prepared.dtype == (np.float32 if rows <= 2048 else np.float64)
-    digits_of_64 = sum(64 * 128**k for k in range(5)) * 2.0**-24  # every digit as large as it gets, and odd ones
-    for value in (65504.0, -65504.0, digits_of_64, 2.0**-24, 1.0):
-        lhs = np.full((1, rows), value, np.float16)
-        expected = exact_dot(np, lhs, weights, FP16, INT8)
-        result = both(exact_dot_prepared, lhs, prepared)
-        np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 577), (2, 4, 96), (300,)])
