@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from lpu_jax.lowering.emit import MAX_FOLDED_ELEMENTS, TRACED_DTYPES, Emitter, O
 from lpu_jax.lowering.host import host_call, host_constant
 from lpu_jax.lowering.ir import Graph, GraphBuilder
 from lpu_jax.lowering.missing import HOST_PRIMITIVES, is_foldable_size, live_equations, raise_if_missing
+from lpu_jax.lowering.precision import UNSPECIFIED, Precision, weight_path
 from lpu_jax.lowering.prune import remove_dead_equations
 from lpu_jax.lowering.registry import RuleContext, Value, find_rule
 from lpu_jax.lowering.rules.random_bits import KEY_MOVES, moved_keys
@@ -48,7 +49,6 @@ _FAMILIES = (
 for _family in _FAMILIES:
     importlib.import_module(f"lpu_jax.lowering.rules.{_family}")
 
-PRECISIONS = ("truepoint", "highest")
 FALLBACKS = (None, "host")
 MAX_TRIP_COUNT = 1_000_000
 """Default limit of turns of a loop whose trip count is known only at run time."""
@@ -64,8 +64,9 @@ _WAY_OUT = {
 def lower_jaxpr(
     closed_jaxpr: Any,
     *,
-    precision: str = "truepoint",
+    precision: Precision = UNSPECIFIED,
     resident: Collection[int] = (),
+    names: Mapping[int, str] | None = None,
     fallback: str | None = None,
     max_trip_count: int = MAX_TRIP_COUNT,
 ) -> Graph:
@@ -73,9 +74,10 @@ def lower_jaxpr(
 
     Args:
       closed_jaxpr: result of jax.make_jaxpr; its constants must be concrete.
-      precision: "truepoint" sends float32 operands of matrix products through float16 with exact power-of-two scales;
-        "highest" multiplies in float32. The product's own precision HIGHEST has the same effect.
+      precision: decides the formats of products and tables. Unspecified, float32 operands of products go through
+        float16 with exact power-of-two scales. A product's own precision HIGHEST means float32 operands in any case.
       resident: positions of arguments that are loaded once; what depends on them only may be computed at that time.
+      names: paths of those arguments, by which `precision` knows them; by default what the jaxpr calls them.
       fallback: "host" has the host compute what the LPU has no lowering for; None refuses it.
       max_trip_count: turns after which a loop with an unknown trip count is given up.
 
@@ -85,10 +87,9 @@ def lower_jaxpr(
     Raises:
       UnsupportedInputError: an argument has a dtype that the LPU does not have.
       UnsupportedPrimitiveError: lists all primitives without a rule.
-      ValueError: unknown precision or fallback.
+      NumberFormatError: `precision` wants a format that a product or table cannot have.
+      ValueError: unknown fallback.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
     if fallback not in FALLBACKS:
         raise ValueError(f"fallback={fallback!r} is unknown; use one of {FALLBACKS}")
     jaxpr, consts = compat.open_jaxpr(closed_jaxpr)
@@ -96,8 +97,9 @@ def lower_jaxpr(
     if fallback is None:
         raise_if_missing(closed_jaxpr)
     emitter = _new_emitter()
-    interpreter = _Interpreter(precision, fallback, max_trip_count)
     arguments = [_input(emitter, aval, position in resident) for position, aval in enumerate(avals)]
+    weights = {arguments[i]: (names or {}).get(i) or weight_path(compat.argument_name(jaxpr, i)) for i in resident}
+    interpreter = _Interpreter(precision, weights, fallback=fallback, max_trip_count=max_trip_count)
     results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
     outputs = [_output(emitter, r, v.aval, fallback) for r, v in zip(results, jaxpr.outvars, strict=True)]
     return remove_dead_equations(emitter.builder.build(tuple(outputs)))
@@ -156,7 +158,9 @@ def to_operand(emitter: Emitter, value: Value) -> int | Immediate:
 class _Interpreter:
     """The read/write/env loop."""
 
-    precision: str
+    precision: Precision
+    weights: Mapping[int, str]
+    scope: str = ""
     fallback: str | None = None
     max_trip_count: int = MAX_TRIP_COUNT
     source: str = ""
@@ -231,6 +235,8 @@ class _Interpreter:
             precision=self.precision,
             source=self.source or compat.source_line(eqn),
             name=self.name or compat.name_stack(eqn),
+            scope=self.scope,
+            weights=self.weights,
             depth=depth,
             interpreter=self,
         )
@@ -238,14 +244,19 @@ class _Interpreter:
     def inline(self, ctx: RuleContext, jaxpr: Any, values: Sequence[Value]) -> list[Value]:
         """Appends the equations of a jaxpr to the graph of the rule."""
         inner, consts = compat.open_jaxpr(jaxpr)
-        return self.run(ctx, ctx.depth, inner, consts, values)
+        return self._inside(ctx, self.weights).run(ctx, ctx.depth, inner, consts, values)
+
+    def _inside(self, ctx: RuleContext, weights: Mapping[int, str]) -> _Interpreter:
+        """JAX records scopes anew inside a call: those around it come in front."""
+        scope = self.scope if self.name else "/".join(part for part in (self.scope, ctx.name) if part)
+        return dataclasses.replace(self, scope=scope, weights=weights)
 
     def body(
         self,
         ctx: RuleContext,
         jaxpr: Any,
         known: Sequence[Value | None],
-        is_resident: Sequence[bool],
+        weights: Sequence[str | None],
         ranges: Sequence[Range],
         *,
         is_hosted: bool = False,
@@ -254,11 +265,15 @@ class _Interpreter:
         inner, consts = compat.open_jaxpr(jaxpr)
         emitter = _new_emitter()
         arguments: list[Value] = []
-        for v, value, stays, bounds in zip(inner.invars, known, is_resident, ranges, strict=True):
-            arguments.append(_input(emitter, _graph_aval(v), stays) if value is None else value)
+        names: dict[int, str] = {}
+        for v, value, weight, bounds in zip(inner.invars, known, weights, ranges, strict=True):
+            arguments.append(_input(emitter, _graph_aval(v), weight is not None) if value is None else value)
+            if value is None and weight is not None:
+                names[arguments[-1]] = weight
             if value is None and bounds != ANYTHING:
                 emitter.ranges.set(arguments[-1], bounds)
-        results = self.run(emitter, ctx.depth if is_hosted else ctx.depth + 1, inner, consts, arguments)
+        depth = ctx.depth if is_hosted else ctx.depth + 1
+        results = self._inside(ctx, names).run(emitter, depth, inner, consts, arguments)
         outputs = [_output(emitter, r, v.aval, self.fallback) for r, v in zip(results, inner.outvars, strict=True)]
         return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from lpu_jax.lowering.analysis.range import Range
 from lpu_jax.lowering.emit import Emitter, Operand, immediate
 from lpu_jax.lowering.ir import Graph
+from lpu_jax.lowering.precision import Formats, Precision, Site
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 from lpu_jax.runtime.ops import Aval, Immediate
 
@@ -45,13 +46,14 @@ class Interpreter(Protocol):
         ctx: RuleContext,
         jaxpr: Any,
         known: Sequence[Value | None],
-        is_resident: Sequence[bool],
+        weights: Sequence[str | None],
         ranges: Sequence[Range],
         *,
         is_hosted: bool = False,
     ) -> Graph:
-        """A graph of its own; operands whose content is known are not arguments of it. ranges: of every operand.
+        """A graph of its own; operands whose content is known are not arguments of it.
 
+        weights: of every operand the resident argument that it is made of, or None; ranges: of every operand;
         is_hosted: the host starts every turn, so the body may hold loops and calls of the host.
         """
 
@@ -65,16 +67,19 @@ class Interpreter(Protocol):
 class RuleContext(Emitter):
     """What a rule knows of its equation, and the means to build its lowering.
 
-    avals_in, avals_out: shapes and dtypes; precision: "truepoint" or "highest"; source: the user's line; depth: number
-    of enclosing loops.
+    avals_in, avals_out: shapes and dtypes; precision: who decides number formats; source: the user's line; name: the
+    user's scopes within the innermost call or loop, scope: those around it; depth: number of enclosing loops; weights:
+    names of resident inputs.
     """
 
     primitive: str
     avals_in: tuple[Aval, ...]
     avals_out: tuple[Aval, ...]
-    precision: str
+    precision: Precision
     source: str
     name: str
+    scope: str
+    weights: Mapping[int, str]
     depth: int
     interpreter: Interpreter
 
@@ -82,6 +87,35 @@ class RuleContext(Emitter):
     def immediate(value: float | int, dtype: str = "float32") -> Immediate:
         """A constant of one value."""
         return immediate(value, dtype)
+
+    @property
+    def path(self) -> str:
+        """All scopes of the equation and its primitive, `layer/mlp/gate/dot_general`."""
+        return "/".join(part for part in (self.scope, self.name, self.primitive) if part)
+
+    def weight_name(self, value: int) -> str:
+        """The resident argument that a value is made of: the first of several; empty if it depends on others."""
+        if not self.magnitudes.is_resident(value):
+            return ""
+        pending: list[Operand] = [value]
+        while pending:
+            operand = pending.pop()
+            if isinstance(operand, int) and operand in self.weights:
+                return self.weights[operand]
+            definition = self.ranges.definition(operand)
+            pending += reversed(definition.operands if definition is not None else ())
+        return "constant"
+
+    def formats(self, lhs: int | None, rhs: int) -> Formats:
+        """Formats of a product [B, M, K] x [B, K, N], or without a lhs of a lookup in a table."""
+        site = Site(
+            path=self.path,
+            weight=self.weight_name(rhs),
+            lhs_shape=() if lhs is None else self.aval(lhs).shape,
+            rhs_shape=self.aval(rhs).shape,
+            source=self.source,
+        )
+        return self.precision.formats(site)
 
     def values(self, operands: Sequence[Operand]) -> list[int]:
         """Ids of all operands of the equation, constants included."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
     from lpu_jax.loaded import Loaded as Loaded
     from lpu_jax.lowering.registry import register_lowering as register_lowering
+    from lpu_jax.precision import Policy as Policy
+    from lpu_jax.precision import Rule as Rule
     from lpu_jax.quantized import QuantizedArray as QuantizedArray
     from lpu_jax.quantized import quantize as quantize
     from lpu_jax.report import Report as Report
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from lpu_jax.runtime.errors import LpuError as LpuError
     from lpu_jax.runtime.errors import ModelFileError as ModelFileError
     from lpu_jax.runtime.errors import NumberFormatError as NumberFormatError
+    from lpu_jax.runtime.errors import PolicyError as PolicyError
     from lpu_jax.runtime.errors import ProgramError as ProgramError
     from lpu_jax.runtime.errors import ScheduleError as ScheduleError
     from lpu_jax.runtime.errors import SramOverflowError as SramOverflowError
@@ -48,9 +51,12 @@ _HOME = {
     "ModelFileError": "runtime.errors",
     "NonFiniteWeightError": "arguments",
     "NumberFormatError": "runtime.errors",
+    "Policy": "precision",
+    "PolicyError": "runtime.errors",
     "ProgramError": "runtime.errors",
     "QuantizedArray": "quantized",
     "Report": "report",
+    "Rule": "precision",
     "ScheduleError": "runtime.errors",
     "SramOverflowError": "runtime.errors",
     "Traced": "tracing",

@@ -14,6 +14,7 @@ import numpy as np
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.emit import TRACED_DTYPES
 from lpu_jax.lowering.lower import MAX_TRIP_COUNT
+from lpu_jax.precision import Policy
 from lpu_jax.runtime.accumulation import ACCUMULATIONS
 from lpu_jax.runtime.chip import CHIP_ACCUMULATIONS, ChipSpec
 from lpu_jax.runtime.errors import LpuError, NumberFormatError, UnsupportedInputError
@@ -40,7 +41,7 @@ class Options:
     """
 
     chip: ChipSpec
-    precision: str
+    precision: Policy
     effort: str = "default"
     fallback: str | None = None
     max_trip_count: int = MAX_TRIP_COUNT

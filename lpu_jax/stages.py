@@ -19,6 +19,7 @@ from lpu_jax.loaded import Loaded
 from lpu_jax.lowering.edges import Edges, split_edges
 from lpu_jax.lowering.hoist import hoist_resident
 from lpu_jax.lowering.ir import Graph, as_text
+from lpu_jax.lowering.precision import Formats, Site
 from lpu_jax.lowering.prune import split_resident
 from lpu_jax.memory_stats import MemoryStats, memory_map, memory_stats
 from lpu_jax.runtime.assembly import to_text
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
 
 
 class Lowered(Stage):
-    """A function as a `Graph`: whole-tensor operations of the LPU, numerics settled."""
+    """A function as a `Graph`: whole-tensor operations of the LPU, numerics settled.
 
-    def __init__(self, traced: Traced, graph: Graph) -> None:
-        """Keeps the trace and its graph."""
+    sites: every product and table in the order of the trace, with the formats that the policy gave it.
+    """
+
+    def __init__(self, traced: Traced, graph: Graph, sites: tuple[tuple[Site, Formats], ...] = ()) -> None:
+        """Keeps the trace, its graph and its sites."""
         super().__init__(traced)
-        self.graph = graph
+        self.graph, self.sites = graph, sites
 
     def as_text(self, dialect: str | None = None) -> str:
         """The graph ("lpu", the default) or the trace it came from ("jaxpr") as text."""

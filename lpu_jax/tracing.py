@@ -18,6 +18,8 @@ from jax.extend import core as jax_core
 from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options, check_avals, enters_sram, num_bytes
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.lower import lower_jaxpr
+from lpu_jax.lowering.precision import weight_path
+from lpu_jax.precision import Recorder
 
 if TYPE_CHECKING:
     from lpu_jax.stages import Lowered
@@ -140,14 +142,19 @@ class Traced:
     def _lowered(self) -> Lowered:
         from lpu_jax.stages import Lowered  # which needs this module
 
+        first = len(self.captured)
+        recorder = Recorder(self.options.precision)
         graph = lower_jaxpr(
             self.jaxpr,
-            precision=self.options.precision,
+            precision=recorder,
             resident=self.resident_inputs,
+            names={first + i: weight_path(role.name) for i, role in enumerate(self.roles)},
             fallback=self.options.fallback,
             max_trip_count=self.options.max_trip_count,
         )
-        return Lowered(self, graph)
+        sites = tuple(recorder.sites)
+        self.options.precision.check_used([site for site, _ in sites])
+        return Lowered(self, graph, sites)
 
     # Places of inputs and outputs --------------------------------------------------------------------------------
 

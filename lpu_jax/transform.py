@@ -12,7 +12,8 @@ import jax
 from lpu_jax import arguments
 from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
-from lpu_jax.lowering.lower import FALLBACKS, MAX_TRIP_COUNT, PRECISIONS
+from lpu_jax.lowering.lower import FALLBACKS, MAX_TRIP_COUNT
+from lpu_jax.precision import Policy, as_policy
 from lpu_jax.tracing import Traced
 from lpu_jax.tracing import trace as trace_call
 
@@ -103,7 +104,7 @@ def lpu(
     fun: Callable[..., Any],
     *,
     chip: ChipSpec | str = ...,
-    precision: str = ...,
+    precision: Policy | str = ...,
     effort: str = ...,
     accumulation: str | None = ...,
     fallback: str | None = ...,
@@ -121,7 +122,7 @@ def lpu(
     fun: None = None,
     *,
     chip: ChipSpec | str = ...,
-    precision: str = ...,
+    precision: Policy | str = ...,
     effort: str = ...,
     accumulation: str | None = ...,
     fallback: str | None = ...,
@@ -138,7 +139,7 @@ def lpu(
     fun: Callable[..., Any] | None = None,
     *,
     chip: ChipSpec | str = groqchip1,
-    precision: str = "truepoint",
+    precision: Policy | str = "fp16",
     effort: str = "default",
     accumulation: str | None = None,
     fallback: str | None = None,
@@ -154,7 +155,9 @@ def lpu(
     Args:
       fun: a function of pytrees of arrays that JAX can trace.
       chip: the chip, or its name.
-      precision: "truepoint" multiplies float32 operands through float16 with exact sums; "highest" in float32.
+      precision: the number formats of products and tables, as a `Policy` or the name of a preset: fp32 (or "highest"),
+        fp16, fp8, int8, bfp8 or truepoint, see `lpu_jax.precision`. The default multiplies float32 operands through
+        float16 with exact sums and narrows no weight further.
       effort: "default" schedules in seconds; "high" tries 64 orders of the work and keeps the program with the fewest
         cycles, which takes minutes. The values do not depend on it.
       accumulation: how products and sums are accumulated: "exact" over all of K with one rounding; "tile" with one
@@ -176,8 +179,6 @@ def lpu(
       ValueError: an unknown chip, precision, effort, accumulation or fallback, a trip count below 1, or argument
         numbers that `fun` does not have.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown; use one of {PRECISIONS}")
     if effort not in EFFORTS:
         raise ValueError(f"effort={effort!r} is unknown; use one of {tuple(EFFORTS)}")
     if fallback not in FALLBACKS:
@@ -188,7 +189,7 @@ def lpu(
     options = Options(
         chip=arguments.accumulating(target, accumulation),
         accumulation=accumulation or target.accumulation,
-        precision=precision,
+        precision=as_policy(precision),
         effort=effort,
         fallback=fallback,
         max_trip_count=max_trip_count,

@@ -13,6 +13,10 @@ class UnsupportedInputError(LpuError, TypeError):
     """An argument has a dtype or shape that the LPU cannot take (float64, complex, dynamic shapes)."""
 
 
+class PolicyError(LpuError, ValueError):
+    """A precision policy is malformed, of another version, or has rules that match nothing."""
+
+
 class NumberFormatError(LpuError, ValueError):
     """An operation or a chip cannot take a number format."""
 

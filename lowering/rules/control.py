@@ -11,7 +11,7 @@ from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
 from lpu_jax.lowering.emit import Operand, as_operand, held
 from lpu_jax.lowering.registry import NeedsHostError, RuleContext, Value, register_lowering
-from lpu_jax.lowering.rules.loops import hosted_branches, hosted_scan, must_be_chosen
+from lpu_jax.lowering.rules.loops import hosted_branches, hosted_scan, must_be_chosen, weight_of
 from lpu_jax.runtime.ops import Aval, Immediate, Scan
 
 MAX_UNROLLED_ITERATIONS = 64
@@ -80,12 +80,9 @@ def _loop(
 ) -> Sequence[Value]:
     known = [v if i < num_consts and _is_embedded(v) else None for i, v in enumerate(values)]
     is_carry = [num_consts <= i < num_consts + num_carry for i in range(len(values))]
-    is_resident = [
-        not carried and (not isinstance(v, int) or ctx.magnitudes.is_resident(v))
-        for v, carried in zip(values, is_carry, strict=True)
-    ]
+    weights = [None if carried else weight_of(ctx, v) for v, carried in zip(values, is_carry, strict=True)]
     ranges = [ANYTHING if carried else _range_of(ctx, v) for v, carried in zip(values, is_carry, strict=True)]
-    body = ctx.interpreter.body(ctx, jaxpr, known, is_resident, ranges)
+    body = ctx.interpreter.body(ctx, jaxpr, known, weights, ranges)
     kept = [i for i, v in enumerate(known) if v is None]
     operands = [_as_id(ctx, values[i], ctx.avals_in[i]) for i in kept]
     op = Scan(

@@ -10,6 +10,7 @@ import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.operand_formats import lookup_rows
 from lpu_jax.lowering.rules.windows_of_indices import Windows, gathered
 from lpu_jax.runtime.ops import Immediate
 
@@ -56,7 +57,7 @@ def _gather(
     mode_name = str(mode).rpartition(".")[2].lower()
     safe = flat if "promise" in mode_name else _clamped(ctx, flat, num_rows - 1)
     safe_id = ctx.value(safe, ctx.aval(flat))
-    rows: Operand = ctx.gather_rows(moved, safe_id)  # type: ignore[arg-type]
+    rows: Operand = lookup_rows(ctx, moved, safe_id)  # type: ignore[arg-type]
     if "fill" in mode_name:
         rows = _filled(ctx, rows, flat, num_rows, fill_value)
     return [_place_offsets(ctx, rows, dimension_numbers)]
@@ -180,7 +181,7 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
     axes = slice(0, last + 1)
     starts_here = [s if not isinstance(s, Immediate) else ctx.immediate(0, "int32") for s in clamped[axes]]
     table = ctx.reshape(x, (math.prod(present[axes]), *present[last + 1 :]))
-    rows = ctx.gather_rows(table, _row_index(ctx, starts_here, present[axes], sizes[axes]))  # type: ignore[arg-type]
+    rows = lookup_rows(ctx, table, _row_index(ctx, starts_here, present[axes], sizes[axes]))  # type: ignore[arg-type]
     return [ctx.reshape(rows, sizes)]
 
 

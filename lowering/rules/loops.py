@@ -97,13 +97,13 @@ def hosted_loop(
     jaxpr = jax.make_jaxpr(fun)(*const_shapes, flag_shape, *carry_shapes)
     known = [v if _is_embedded(v) else None for v in consts]
     carried: list[Value] = [start, *init]
-    is_resident = [not isinstance(v, int) or ctx.magnitudes.is_resident(v) for v in consts]
+    weights = [weight_of(ctx, v) for v in consts]
     ranges = [_range_of(ctx, v, _graph_aval(s)) for v, s in zip(consts, const_shapes, strict=True)]
     body = ctx.interpreter.body(
         ctx,
         jaxpr,
         [*known, *(None for _ in carried)],
-        [*is_resident, *(False for _ in carried)],
+        [*weights, *(None for _ in carried)],
         [*ranges, *(ANYTHING for _ in carried)],
         is_hosted=True,
     )
@@ -119,6 +119,13 @@ def hosted_loop(
         if not aval.is_on_host:
             ctx.ranges.set_by_dtype(result, aval)
     return list(results[1:])
+
+
+def weight_of(ctx: RuleContext, value: Value) -> str | None:
+    """The resident argument that a loop's operand is made of; None if it changes between calls."""
+    if not isinstance(value, int):
+        return "constant"
+    return ctx.weight_name(value) if ctx.magnitudes.is_resident(value) else None
 
 
 def hosted_scan(

@@ -19,39 +19,29 @@ import numpy as np
 from lpu_jax.lowering.analysis.magnitude import Factor, Magnitude
 from lpu_jax.lowering.emit import FLOATS, NARROW_FLOATS, Operand
 from lpu_jax.lowering.passes.tile_storage import FORMATS
+from lpu_jax.lowering.precision import Formats
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
+from lpu_jax.lowering.rules.operand_formats import (
+    TARGET_EXPONENTS,
+    Scaled,
+    enter_as,
+    inverse_scale,
+    leave_as,
+    reciprocal_power,
+)
 from lpu_jax.lowering.rules.reductions import fold_axis
 from lpu_jax.lowering.rules.views import behind_moves
+from lpu_jax.runtime.formats import FP16, FP32, NumberFormat
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import DecodeBlocks
 
-_EXPONENT_MASK = 0x7F800000
-_FRACTION_BITS = 23
-_TARGET_EXPONENT = 14
-_MIN_FIELD = _TARGET_EXPONENT + 1
-"""Smaller exponent fields would make the inverse power subnormal; such operands end below 2^14, still exact."""
+_TARGET_EXPONENT = TARGET_EXPONENTS[FP16]
 _SAFE_LOW, _SAFE_HIGH = 2.0**-6, 2.0**15
 """A value known to be bounded within these keeps its float16 accuracy without a scale (probabilities, gates)."""
 
 _LOOSEST = 2.0**24
 """A number above this is no bound that a scale should follow: values near 1 would lose bits in float16."""
-
-Scaled = tuple[int, DataFormat, Operand | None]
-"""(operand, format, inverse scale or None)"""
-
-
-def _inverse_scale(ctx: RuleContext, size: int) -> int:
-    """2^e as float32 with e = exponent(size) - 14, from the exponent field of `size`."""
-    field = ctx.elementwise("and", size, ctx.immediate(_EXPONENT_MASK, "int32"))
-    field = ctx.elementwise("imax", field, ctx.immediate(_MIN_FIELD << _FRACTION_BITS, "int32"))
-    offset = ctx.immediate(_TARGET_EXPONENT << _FRACTION_BITS, "int32")
-    return ctx.elementwise("isub", field, offset, dtype="float32")  # type: ignore[return-value]
-
-
-def _reciprocal_power(ctx: RuleContext, power: int) -> Operand:
-    """1 / 2^e: the exponent field mirrored at 127."""
-    return ctx.elementwise("isub", ctx.immediate(254 << _FRACTION_BITS, "int32"), power, dtype="float32")
 
 
 def _narrow(ctx: RuleContext, x: int) -> int:
@@ -65,8 +55,8 @@ def _is_safe(ctx: RuleContext, x: int) -> bool:
 
 
 def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
-    inverse = _inverse_scale(ctx, size)
-    power = _reciprocal_power(ctx, inverse)
+    inverse = inverse_scale(ctx, size, _TARGET_EXPONENT)
+    power = reciprocal_power(ctx, inverse)
     shape = ctx.aval(power).shape
     if shape[-2] > 1:  # one power per row
         return _narrow(ctx, ctx.elementwise("mul", x, power)), DataFormat.FP16, inverse  # type: ignore[arg-type]
@@ -146,9 +136,12 @@ def _largest(ctx: RuleContext, factor: Factor) -> Operand:
     return ctx.lane_reduce("max", flat) if size > 1 else flat  # type: ignore[arg-type]
 
 
-def _enter(ctx: RuleContext, x: int, is_lhs: bool, is_wide: bool) -> Scaled:
+def _enter(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat | None) -> Scaled:
     """An operand in the format in which it enters the MXM."""
     dtype = ctx.aval(x).dtype
+    if number_format not in (None, FP16, FP32) and dtype in (*FLOATS, "int8"):
+        return enter_as(ctx, x, is_lhs, number_format)
+    is_wide = number_format == FP32
     if dtype == "int8":
         return x, DataFormat.INT8, None
     if dtype in NARROW_FLOATS:
@@ -211,7 +204,6 @@ def _dot_general(
     lhs_id, rhs_id = ctx.values([lhs, rhs])
     if 0 in (*ctx.avals_in[0].shape, *ctx.avals_in[1].shape):
         raise ctx.unsupported("a product of an empty array")
-    is_wide = ctx.precision == "highest" or _is_highest(precision)
     swapped = _is_better_swapped(ctx, (lhs_id, rhs_id), (lhs_contract, rhs_contract))
     if swapped:
         lhs_id, lhs_batch, lhs_contract, rhs_id, rhs_batch, rhs_contract = (
@@ -219,16 +211,26 @@ def _dot_general(
             *(lhs_id, lhs_batch, lhs_contract),
         )
     lhs_id = _normal_form(ctx, lhs_id, lhs_batch, lhs_contract, True)
-    left, left_format, left_scale = _enter(ctx, lhs_id, True, is_wide)
-    right, right_format, right_scale = _enter_rhs(ctx, rhs_id, rhs_batch, rhs_contract, is_wide)
-    values = _normal_form(ctx, rhs_id, rhs_batch, rhs_contract, False) if right_format.is_block else None
+    blocks = _blocks(ctx, rhs_id, rhs_batch, rhs_contract)
+    is_transposed = len(ctx.aval(rhs_id).shape) - 1 in rhs_contract
+    rhs_id = _rhs_normal_form(ctx, rhs_id, rhs_batch, rhs_contract)
+    formats = ctx.formats(lhs_id, rhs_id)
+    if _is_highest(precision):
+        formats = Formats(lhs=FP32, rhs=FP32, result=formats.result)
+    left, left_format, left_scale = _enter(ctx, lhs_id, True, formats.lhs)
+    right, right_format, right_scale = blocks or _enter_rhs(ctx, rhs_id, is_transposed, formats.rhs)
+    num_rows = ctx.aval(rhs_id).shape[1]
+    values = ctx.decode_blocks(right, right_format, num_rows) if right_format.is_block else None
     result: Operand = ctx.matmul(left, right, left_format, right_format, values)
     target = ctx.avals_out[0].dtype
     scales = [s for s in (left_scale, right_scale) if s is not None]
+    if scales:
+        result = convert(ctx, result, ctx.aval(result).dtype, "float32")  # type: ignore[assignment]
     for i, scale in enumerate(scales):
         result = ctx.elementwise("mul", result, scale, dtype=target if i == len(scales) - 1 else "float32")
     if not scales:
         result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
+    result = leave_as(ctx, result, target, formats)
     if swapped:
         result = ctx.transpose(result, (0, 2, 1))
     return [ctx.reshape(result, ctx.avals_out[0].shape)]
@@ -260,19 +262,20 @@ def _blocks(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[i
     return ctx.reshape(words, (math.prod(sizes), rows, columns)), definition.op.format, None  # type: ignore[return-value]
 
 
-def _enter_rhs(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int], is_wide: bool) -> Scaled:
-    """The rhs in normal form, transposed when it is narrow; known contents are moved at once, blocks stay packed."""
-    blocks = _blocks(ctx, x, batch, contract)
-    if blocks is not None:
-        return blocks
+def _enter_rhs(ctx: RuleContext, x: int, is_transposed: bool, number_format: NumberFormat | None) -> Scaled:
+    """The rhs [B, K, N] in the format in which it enters the MXM; one that was transposed is narrowed before that."""
+    if not is_transposed or number_format not in (None, FP16) or ctx.builder.constant_of(x) is not None:
+        return _enter(ctx, x, False, number_format)
+    rows: int = ctx.transpose(x, (0, 2, 1))  # type: ignore[assignment]
+    entered, data_format, scale = _enter(ctx, rows, False, number_format)
+    return ctx.transpose(entered, (0, 2, 1)), data_format, scale  # type: ignore[return-value]
+
+
+def _rhs_normal_form(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int]) -> int:
+    """The rhs in normal form; known contents are moved at once."""
     content = ctx.builder.constant_of(x)
-    if content is not None:
-        free = [i for i in range(content.ndim) if i not in batch and i not in contract]
-        sizes = [math.prod(content.shape[i] for i in group) for group in (batch, contract, free)]
-        x = ctx.constant(content.transpose(*batch, *contract, *free).reshape(sizes))
-    elif len(ctx.aval(x).shape) - 1 in contract:
-        x, entered, scale = _enter(ctx, _normal_form(ctx, x, batch, contract, True), False, is_wide)
-        return ctx.transpose(x, (0, 2, 1)), entered, scale  # type: ignore[return-value]
-    else:
-        x = _normal_form(ctx, x, batch, contract, False)
-    return _enter(ctx, x, False, is_wide)
+    if content is None:
+        return _normal_form(ctx, x, batch, contract, False)
+    free = [i for i in range(content.ndim) if i not in batch and i not in contract]
+    sizes = [math.prod(content.shape[i] for i in group) for group in (batch, contract, free)]
+    return ctx.constant(content.transpose(*batch, *contract, *free).reshape(sizes))

@@ -50,7 +50,7 @@ def arguments(trips=TRIPS, dtype=np.float32):
 
 @pytest.fixture(scope="module", params=["float32", "highest"])
 def compiled(request):
-    precision = "truepoint" if request.param == "float32" else request.param
+    precision = "fp16" if request.param == "float32" else request.param
     function = lpu_jax.lpu(model, chip=lpu_jax.chips.groqchip1, precision=precision, resident_argnums=(0, 1))
     return function.lower(*arguments()).compile()
 
