@@ -22,7 +22,7 @@ from lpu_jax.lowering.emit import MAX_FOLDED_ELEMENTS, TRACED_DTYPES, Emitter, O
 from lpu_jax.lowering.host import host_call, host_constant
 from lpu_jax.lowering.ir import Graph, GraphBuilder
 from lpu_jax.lowering.missing import HOST_PRIMITIVES, is_foldable_size, live_equations, raise_if_missing
-from lpu_jax.lowering.precision import UNSPECIFIED, Precision, weight_path
+from lpu_jax.lowering.precision import UNSPECIFIED, Argument, Precision, weight_path
 from lpu_jax.lowering.prune import remove_dead_equations
 from lpu_jax.lowering.registry import RuleContext, Value, find_rule
 from lpu_jax.lowering.rules.random_bits import KEY_MOVES, moved_keys
@@ -98,11 +98,15 @@ def lower_jaxpr(
         raise_if_missing(closed_jaxpr)
     emitter = _new_emitter()
     arguments = [_input(emitter, aval, position in resident) for position, aval in enumerate(avals)]
-    weights = {arguments[i]: (names or {}).get(i) or weight_path(compat.argument_name(jaxpr, i)) for i in resident}
+    weights = {arguments[i]: Argument(_weight_name(jaxpr, i, names)) for i in resident}
     interpreter = _Interpreter(precision, weights, fallback=fallback, max_trip_count=max_trip_count)
     results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
     outputs = [_output(emitter, r, v.aval, fallback) for r, v in zip(results, jaxpr.outvars, strict=True)]
     return remove_dead_equations(emitter.builder.build(tuple(outputs)))
+
+
+def _weight_name(jaxpr: Any, index: int, names: Mapping[int, str] | None) -> str:
+    return (names or {}).get(index) or weight_path(compat.argument_name(jaxpr, index))
 
 
 def _new_emitter() -> Emitter:
@@ -159,7 +163,7 @@ class _Interpreter:
     """The read/write/env loop."""
 
     precision: Precision
-    weights: Mapping[int, str]
+    weights: Mapping[int, Argument]
     scope: str = ""
     fallback: str | None = None
     max_trip_count: int = MAX_TRIP_COUNT
@@ -246,7 +250,7 @@ class _Interpreter:
         inner, consts = compat.open_jaxpr(jaxpr)
         return self._inside(ctx, self.weights).run(ctx, ctx.depth, inner, consts, values)
 
-    def _inside(self, ctx: RuleContext, weights: Mapping[int, str]) -> _Interpreter:
+    def _inside(self, ctx: RuleContext, weights: Mapping[int, Argument]) -> _Interpreter:
         """JAX records scopes anew inside a call: those around it come in front."""
         scope = self.scope if self.name else "/".join(part for part in (self.scope, ctx.name) if part)
         return dataclasses.replace(self, scope=scope, weights=weights)
@@ -256,7 +260,7 @@ class _Interpreter:
         ctx: RuleContext,
         jaxpr: Any,
         known: Sequence[Value | None],
-        weights: Sequence[str | None],
+        weights: Sequence[Argument | None],
         ranges: Sequence[Range],
         *,
         is_hosted: bool = False,
@@ -265,7 +269,7 @@ class _Interpreter:
         inner, consts = compat.open_jaxpr(jaxpr)
         emitter = _new_emitter()
         arguments: list[Value] = []
-        names: dict[int, str] = {}
+        names: dict[int, Argument] = {}
         for v, value, weight, bounds in zip(inner.invars, known, weights, ranges, strict=True):
             arguments.append(_input(emitter, _graph_aval(v), weight is not None) if value is None else value)
             if value is None and weight is not None:

@@ -11,6 +11,18 @@ import re
 from typing import Protocol
 
 from lpu_jax.runtime.formats import NumberFormat
+from lpu_jax.runtime.ops import Reshape, Reverse, Transpose
+
+Ordering = Reshape | Transpose | Reverse
+"""Moves that neither drop nor repeat elements."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Argument:
+    """A resident argument; is_whole: not computed from it, but itself, or one turn's slice of it in a loop."""
+
+    name: str
+    is_whole: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +34,8 @@ class Site:
       weight: the resident argument that the rhs or table is made of, `model/layers/mlp/gate/values`; `constant` for
         contents known at compile time; empty if it depends on anything else.
       lhs_shape, rhs_shape: [B, M, K] and [B, K, N] of a product; () and [rows, ...] of a lookup.
+      weight_shape: of that argument, or of one turn's slice of it in a loop.
+      moves: what leads from there to the rhs, each with the shape of its result; None if it is computed.
       source: the user's line.
     """
 
@@ -29,6 +43,8 @@ class Site:
     weight: str
     lhs_shape: tuple[int, ...]
     rhs_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...] = ()
+    moves: tuple[tuple[Ordering, tuple[int, ...]], ...] | None = None
     source: str = ""
 
     @property

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from lpu_jax.lowering.analysis.range import Range
 from lpu_jax.lowering.emit import Emitter, Operand, immediate
 from lpu_jax.lowering.ir import Graph
-from lpu_jax.lowering.precision import Formats, Precision, Site
+from lpu_jax.lowering.precision import Argument, Formats, Ordering, Precision, Site
 from lpu_jax.runtime.errors import UnsupportedPrimitiveError
-from lpu_jax.runtime.ops import Aval, Immediate
+from lpu_jax.runtime.ops import Aval, Elementwise, Immediate
 
 Rule = Callable[..., Sequence[Any]]
 Value = Any
@@ -46,7 +46,7 @@ class Interpreter(Protocol):
         ctx: RuleContext,
         jaxpr: Any,
         known: Sequence[Value | None],
-        weights: Sequence[str | None],
+        weights: Sequence[Argument | None],
         ranges: Sequence[Range],
         *,
         is_hosted: bool = False,
@@ -79,7 +79,7 @@ class RuleContext(Emitter):
     source: str
     name: str
     scope: str
-    weights: Mapping[int, str]
+    weights: Mapping[int, Argument]
     depth: int
     interpreter: Interpreter
 
@@ -93,26 +93,47 @@ class RuleContext(Emitter):
         """All scopes of the equation and its primitive, `layer/mlp/gate/dot_general`."""
         return "/".join(part for part in (self.scope, self.name, self.primitive) if part)
 
-    def weight_name(self, value: int) -> str:
-        """The resident argument that a value is made of: the first of several; empty if it depends on others."""
+    def argument(self, value: int) -> Argument | None:
+        """The resident argument that a value is made of: the first of several; None if it depends on others."""
         if not self.magnitudes.is_resident(value):
-            return ""
+            return None
+        if value in self.weights:
+            return self.weights[value]
         pending: list[Operand] = [value]
         while pending:
             operand = pending.pop()
             if isinstance(operand, int) and operand in self.weights:
-                return self.weights[operand]
+                return Argument(self.weights[operand].name, is_whole=False)
             definition = self.ranges.definition(operand)
             pending += reversed(definition.operands if definition is not None else ())
-        return "constant"
+        return Argument("constant", is_whole=False)
+
+    def _moves(self, value: int) -> tuple[tuple[int, ...], tuple[tuple[Ordering, tuple[int, ...]], ...] | None]:
+        """(shape of the argument behind a value, moves from there to the value; None if it is computed)."""
+        moves: list[tuple[Ordering, tuple[int, ...]]] = []
+        while value not in self.weights:
+            definition = self.ranges.definition(value)
+            if definition is None or not isinstance(definition.operands[0], int):
+                return (), None
+            if isinstance(definition.op, Ordering):
+                moves.append((definition.op, self.aval(value).shape))
+            elif definition.op != Elementwise("identity"):
+                return (), None
+            value = definition.operands[0]
+        is_whole = self.weights[value].is_whole
+        return self.aval(value).shape, tuple(reversed(moves)) if is_whole else None
 
     def formats(self, lhs: int | None, rhs: int) -> Formats:
         """Formats of a product [B, M, K] x [B, K, N], or without a lhs of a lookup in a table."""
+        argument = self.argument(rhs)
+        weight_shape, moves = self._moves(rhs)
         site = Site(
             path=self.path,
-            weight=self.weight_name(rhs),
+            weight="" if argument is None else argument.name,
             lhs_shape=() if lhs is None else self.aval(lhs).shape,
             rhs_shape=self.aval(rhs).shape,
+            weight_shape=weight_shape,
+            moves=moves,
             source=self.source,
         )
         return self.precision.formats(site)

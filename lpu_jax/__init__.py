@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lpu_jax.arguments import ArgumentMismatchError as ArgumentMismatchError
     from lpu_jax.arguments import DonatedArgumentError as DonatedArgumentError
     from lpu_jax.arguments import NonFiniteWeightError as NonFiniteWeightError
+    from lpu_jax.calibration import Budget as Budget
+    from lpu_jax.calibration import Calibration as Calibration
+    from lpu_jax.calibration import calibrate as calibrate
     from lpu_jax.loaded import Loaded as Loaded
     from lpu_jax.lowering.registry import register_lowering as register_lowering
     from lpu_jax.precision import Policy as Policy
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from lpu_jax.quantized import quantize as quantize
     from lpu_jax.report import Report as Report
     from lpu_jax.report import profile as profile
+    from lpu_jax.runtime.errors import BudgetError as BudgetError
     from lpu_jax.runtime.errors import LpuError as LpuError
     from lpu_jax.runtime.errors import ModelFileError as ModelFileError
     from lpu_jax.runtime.errors import NumberFormatError as NumberFormatError
@@ -42,6 +46,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ArgumentMismatchError": "arguments",
+    "Budget": "calibration",
+    "BudgetError": "runtime.errors",
+    "Calibration": "calibration",
     "Compiled": "stages",
     "DonatedArgumentError": "arguments",
     "Loaded": "loaded",
@@ -63,6 +70,7 @@ _HOME = {
     "TripCountError": "runtime.errors",
     "UnsupportedInputError": "runtime.errors",
     "UnsupportedPrimitiveError": "runtime.errors",
+    "calibrate": "calibration",
     "lpu": "transform",
     "profile": "report",
     "quantize": "quantized",

@@ -14,6 +14,7 @@ import numpy as np
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.emit import TRACED_DTYPES
 from lpu_jax.lowering.lower import MAX_TRIP_COUNT
+from lpu_jax.lowering.precision import weight_path
 from lpu_jax.precision import Policy
 from lpu_jax.runtime.accumulation import ACCUMULATIONS
 from lpu_jax.runtime.chip import CHIP_ACCUMULATIONS, ChipSpec
@@ -178,6 +179,11 @@ class Leaf:
     argument: int | str
     is_resident: bool
     is_donated: bool
+
+    @property
+    def path(self) -> str:
+        """The name as policies know it: `params/w`."""
+        return weight_path(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from jax.extend import core as jax_core
 from lpu_jax.arguments import ArgInfo, Aval, AvalKey, FlatCall, Leaf, Options, check_avals, enters_sram, num_bytes
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.lower import lower_jaxpr
-from lpu_jax.lowering.precision import weight_path
 from lpu_jax.precision import Recorder
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class Traced:
             self.jaxpr,
             precision=recorder,
             resident=self.resident_inputs,
-            names={first + i: weight_path(role.name) for i, role in enumerate(self.roles)},
+            names={first + i: role.path for i, role in enumerate(self.roles)},
             fallback=self.options.fallback,
             max_trip_count=self.options.max_trip_count,
         )

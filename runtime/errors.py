@@ -17,6 +17,15 @@ class PolicyError(LpuError, ValueError):
     """A precision policy is malformed, of another version, or has rules that match nothing."""
 
 
+class BudgetError(LpuError, ValueError):
+    """A budget that no policy can meet; `least` is what could be met, in its unit."""
+
+    def __init__(self, message: str, least: int) -> None:
+        """Keeps the least that could be met."""
+        super().__init__(message)
+        self.least = least
+
+
 class NumberFormatError(LpuError, ValueError):
     """An operation or a chip cannot take a number format."""
 

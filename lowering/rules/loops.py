@@ -19,6 +19,7 @@ from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.lowering.analysis.range import ANYTHING, Range, range_of_array
 from lpu_jax.lowering.emit import as_operand, held
 from lpu_jax.lowering.host import host_constant
+from lpu_jax.lowering.precision import Argument
 from lpu_jax.lowering.registry import NeedsHostError, RuleContext, Value, register_lowering
 from lpu_jax.runtime.errors import trip_count_error
 from lpu_jax.runtime.ops import Aval, While
@@ -121,11 +122,9 @@ def hosted_loop(
     return list(results[1:])
 
 
-def weight_of(ctx: RuleContext, value: Value) -> str | None:
+def weight_of(ctx: RuleContext, value: Value) -> Argument | None:
     """The resident argument that a loop's operand is made of; None if it changes between calls."""
-    if not isinstance(value, int):
-        return "constant"
-    return ctx.weight_name(value) if ctx.magnitudes.is_resident(value) else None
+    return ctx.argument(value) if isinstance(value, int) else Argument("constant", is_whole=False)
 
 
 def hosted_scan(

@@ -114,16 +114,32 @@ def test_kept_weights_are_those_of_the_definition():
     assert (np.abs(values).max(0) == 127).all()
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8"])
+def product(w, x):
+    return x @ w
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "bfp8"])
 def test_the_machine_has_the_bits_and_fewer_bytes(name):
     narrow, wide = (
-        lpu(model, chip="tiny", precision=p, resident_argnums=0).lower(PARAMS, X).compile() for p in (name, "fp32")
+        lpu(product, chip="tiny", precision=p, resident_argnums=0).lower(W, X).compile() for p in (name, "fp32")
     )
-    result, cycles = narrow.simulate(PARAMS, X)
-    assert same_bits(result, narrow(PARAMS, X))
-    assert same_bits(result, narrow.load(PARAMS)(X))
+    result, cycles = narrow.simulate(W, X)
+    assert same_bits(result, narrow.load(W)(X))
     assert cycles == narrow.cycles
     assert narrow.memory_analysis().sram_bytes < wide.memory_analysis().sram_bytes
+
+
+def test_truepoint_weights_of_a_loop_are_formatted_at_load_and_run_on_the_machine():
+    def loop(stack, x):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+    stack = PARAMS["stack"]
+    lowered = lpu(loop, chip="tiny", precision="truepoint", resident_argnums=0).lower(stack, X)
+    assert "EncodeBlocks" in str(lowered.parts[0])
+    assert "EncodeBlocks" not in str(lowered.parts[1])
+    result, cycles = lowered.compile().simulate(stack, X)
+    assert same_bits(result, lowered.load(stack)(X))
+    assert cycles == lowered.compile().cycles
 
 
 def test_an_arguments_dtype_stays_unless_the_rule_has_fewer_bits():
