@@ -79,7 +79,7 @@ def execute(graph: GraphLike, arguments: Sequence[Array], mode: Mode = EXACT) ->
       The results, in the graph's dtypes.
     """
     with jax.enable_x64(True):
-        results, counts = _run(graph, [_as_held(argument) for argument in arguments], mode)
+        results, counts = _run(graph, [as_held(argument) for argument in arguments], mode)
         return _unless_endless(graph, results, counts) if counts else results
 
 
@@ -92,11 +92,11 @@ def execute_counted(
       The results; the turns that each loop of `ops.loops_of(graph)` made (int64); whether it would have gone on.
     """
     with jax.enable_x64(True):
-        results, counts = _run(graph, [_as_held(argument) for argument in arguments], mode)
+        results, counts = _run(graph, [as_held(argument) for argument in arguments], mode)
         return results, [count for count, _ in counts], [goes_on for _, goes_on in counts]
 
 
-def _as_held(argument: Array) -> Array:
+def as_held(argument: Array) -> Array:
     """Unsigned and 16-bit integers are held as int32: the same number, or the same bits for uint32."""
     if isinstance(argument, PreparedWeights):
         return argument
@@ -120,12 +120,13 @@ def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list
             results, made = _while(equation.op, operands, mode)
             counts += made
         else:
-            results = _evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
+            results = evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
         env.update(zip(equation.results, results, strict=True))
     return [env[value] for value in graph.outputs], counts
 
 
-def _evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode) -> list[Array]:
+def evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode) -> list[Array]:
+    """The results of one equation, of these avals."""
     op = equation.op
     if isinstance(op, Scan):
         return _scan(op, operands, mode)

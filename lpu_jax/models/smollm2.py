@@ -210,6 +210,27 @@ def prefill(model: Smollm2, tokens: jax.Array, length: jax.Array) -> tuple[jax.A
       As `decode`, for the prompt's last token. Cache positions length..T - 1 hold values of the padding; `decode`
       writes each position before it reads it.
     """
+    x, k_cache, v_cache = _read_prompt(model, tokens)
+    with jax.named_scope("last_row"):
+        x = row(x, length - 1)
+    logits, next_token = _head(model, x)
+    return logits, next_token, k_cache, v_cache
+
+
+def score(model: Smollm2, tokens: jax.Array) -> jax.Array:
+    """Runs a text from position 0; returns the logits of every position, fp32 [T, vocab_size].
+
+    Args:
+      model: the decoder.
+      tokens: int32 [T], T <= context.
+    """
+    x, _, _ = _read_prompt(model, tokens)
+    with jax.named_scope("head"):
+        return model.head(model.norm(x))
+
+
+def _read_prompt(model: Smollm2, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(residual after the last layer [T, d_model], k_cache, v_cache)."""
     config = model.config
     (rows,) = tokens.shape
     if rows > config.context:
@@ -228,10 +249,7 @@ def prefill(model: Smollm2, tokens: jax.Array, length: jax.Array) -> tuple[jax.A
         return layer(x, lambda q, k, v: _attend_prompt(config, q, k, v, bias, angles))
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
-    with jax.named_scope("last_row"):
-        x = row(x, length - 1)
-    logits, next_token = _head(model, x)
-    return logits, next_token, k_cache, v_cache
+    return x, k_cache, v_cache
 
 
 def _head(model: Smollm2, x: jax.Array) -> tuple[jax.Array, jax.Array]:

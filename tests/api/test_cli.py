@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lpu_jax.cli import main
+from lpu_jax.precision import Policy, Rule
 
 
 def run(capsys, *arguments):
@@ -109,3 +110,28 @@ def test_samples_follow_the_seed(capsys, small_model_path):
     arguments += ["--temperature", "1.5", "--max-tokens", "6"]
     answers = [json.loads(run(capsys, *arguments, "--seed", seed)[1])["tokens"] for seed in ("1", "1", "2")]
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_quality_of_a_policy_file(capsys, small_model_path, tmp_path):
+    Policy("mine", (Rule("*dot_general@*", rhs="e4m3"),)).save(tmp_path / "mine.json")
+    common = ("quality", "--path", str(small_model_path), "--size", "1", "--weights-only")
+    code, out, err = run(capsys, *common, "--policy", str(tmp_path / "mine.json"), "--policy", "fp32", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["policies"]
+    assert found["mine"]["kl"] > found["fp32"]["kl"] == 0
+    assert found["mine"]["bits"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "low"], "precision='low' is unknown"),
+        (["--policy", "nowhere/p.json"], "there is no policy file 'nowhere/p.json'"),
+        (["--model", "minilm", "--path", "nowhere"], "the encoder is not in 'nowhere'"),
+    ],
+)
+def test_mistakes_of_quality_give_one_line(capsys, arguments, message):
+    code, out, err = run(capsys, "quality", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("lpu-jax quality: ")
+    assert message in err

@@ -1,0 +1,151 @@
+"""Writes the part of docs/numerics.md that `benchmarks/quality.py` measures, between its two markers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "numerics.md"
+BEGIN, END = "<!-- quality -->", "<!-- /quality -->"
+
+Row = dict[str, Any]
+Stored = dict[str, list[Row]]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return [*lines, *("| " + " | ".join(cells) + " |" for cells in rows), ""]
+
+
+def sentence_cells(row: Row) -> list[str]:
+    return [f"{row['sqnr_db']:.1f}", f"{row['cosine']:.5f}", f"{row['neighbours']:.1%}"]
+
+
+def language_cells(row: Row) -> list[str]:
+    change = row["perplexity"] / row["reference_perplexity"] - 1
+    return [f"{row['kl']:.2e}", f"{row['top1']:.2%}", f"{row['perplexity']:.3f} ({change:+.2%})"]
+
+
+SENTENCE_HEADER = ("SQNR, dB", "cosine", "same neighbour")
+LANGUAGE_HEADER = ("KL to fp32, nats", "same top-1", "perplexity (change)")
+
+
+def plain(section: str, header: Sequence[str], cells: Any, stored: Stored) -> list[str]:
+    """A table of policy and quality."""
+    rows = [r for r in stored.get(section, []) if "bits" in r]
+    return table(("policy", *header), ([r["policy"], *cells(r)] for r in rows)) if rows else []
+
+
+def by_bits(section: str, header: Sequence[str], cells: Any, stored: Stored) -> list[str]:
+    rows = [r for r in stored.get(section, []) if "bits" in r]
+    listed = ([r["policy"], f"{r['bits']:.2f}", *cells(r)] for r in rows)
+    return table(("weights", "bits", *header), listed) if rows else []
+
+
+def uniform_at(rows: list[Row], bits: float, form: str = "bfp") -> Row | None:
+    return next((r for r in rows if r["policy"].startswith(form) and abs(r["bits"] - bits) < 0.01), None)
+
+
+def verdict(is_met: bool) -> str:
+    return "met" if is_met else "**missed**"
+
+
+def minilm_targets(stored: Stored) -> Iterable[list[str]]:
+    rows = stored.get("minilm_weights", [])
+    for mixed in (r for r in rows if r["policy"] == "mixed, direct"):
+        uniform = uniform_at(rows, mixed["target"])
+        if uniform is not None:
+            gain = mixed["sqnr_db"] - uniform["sqnr_db"]
+            found = f"{mixed['sqnr_db']:.1f} dB, {gain:+.1f} dB on {uniform['sqnr_db']:.1f}"
+            what = f"MiniLM, mixed weights at {mixed['target']} bits against uniform BFP"
+            yield [what, ">= 1.2 dB above", found, verdict(gain >= 1.2)]
+    half = next((r for r in stored.get("minilm_activations", []) if r.get("share") == 0.5), None)
+    if half is not None:
+        what = "MiniLM, e4m3 on the most tolerant half of activation sites"
+        yield [what, ">= 34 dB", f"{half['sqnr_db']:.1f} dB", verdict(half["sqnr_db"] >= 34)]
+
+
+def smollm2_targets(stored: Stored) -> Iterable[list[str]]:
+    rows = stored.get("smollm2_weights", [])
+    for mixed in (r for r in rows if r["policy"] == "mixed, direct"):
+        uniform = uniform_at(rows, mixed["target"])
+        if uniform is not None:
+            fall = 1 - mixed["kl"] / uniform["kl"]
+            found = f"{mixed['kl']:.2e} for {uniform['kl']:.2e}: {fall:.0%} lower"
+            what = f"SmolLM2, mixed weights at {mixed['target']} bits against uniform BFP, KL"
+            yield [what, ">= 25 % lower", found, verdict(fall >= 0.25)]
+    row = next((r for r in stored.get("smollm2_lpu", []) if r["policy"] == "truepoint for one chip"), None)
+    if row is not None:
+        change = abs(row["perplexity"] / row["reference_perplexity"] - 1)
+        what = "SmolLM2, truepoint calibrated for one chip with a 2048-token cache"
+        yield [f"{what}: KL", "<= 0.002 nats", f"{row['kl']:.2e}", verdict(row["kl"] <= 0.002)]
+        yield [f"{what}: top-1", ">= 98 %", f"{row['top1']:.2%}", verdict(row["top1"] >= 0.98)]
+        yield [f"{what}: perplexity", "within 0.5 %", f"{change:.2%}", verdict(change <= 0.005)]
+
+
+def cycles(stored: Stored) -> list[str]:
+    rows = stored.get("smollm2_cycles", [])
+    if not rows:
+        return []
+    lines = table(
+        ("weights", "cycles per token", "bounded by", "its bound", "MEM", "MXM", "SRAM, MB", "chips' worth of SRAM"),
+        (
+            [
+                r["policy"],
+                f"{r['cycles']:,}",
+                r["bounded_by"],
+                f"{r['bounds'].get(r['bounded_by'], r['dependency_bound']):,}",
+                f"{r['bounds'].get('mem', 0):,}",
+                f"{r['bounds'].get('mxm', 0):,}",
+                f"{r['sram_bytes'] / 1e6:.1f}",
+                f"{r['chips']:.0f}",
+            ]
+            for r in rows
+        ),
+    )
+    if len(rows) == 2:
+        lines.append(f"Cycles of fp16 over those of the narrow policy: {rows[0]['cycles'] / rows[1]['cycles']:.2f}.\n")
+    return lines
+
+
+INTRODUCTION = """## Quality of number formats, measured
+
+By `benchmarks/quality.py`, on SmolLM2-135M-Instruct (whose file holds 4-bit weights with an 8-bit table; the reference
+is that file in fp32) and all-MiniLM-L6-v2. Text: the topics of Python's language reference (`pydoc_data.topics` of the
+standard library), English prose with some code; passages of 128 tokens for SmolLM2, sentences of at most 48 tokens for
+MiniLM, not those that the calibration saw. The text is small, so the last digits are not to be trusted. Block floating
+point takes the shared exponents of least squared error, in uniform policies too.
+"""
+
+
+def write_page(stored: Stored) -> None:
+    """Replaces what is between the markers, or appends it."""
+    lines = [BEGIN, INTRODUCTION, "### Targets\n"]
+    lines += table(("what", "target", "measured", ""), [*minilm_targets(stored), *smollm2_targets(stored)])
+    parts = [
+        ("MiniLM: weights alone, all else fp32", by_bits("minilm_weights", SENTENCE_HEADER, sentence_cells, stored)),
+        ("MiniLM in the LPU's arithmetic", plain("minilm_lpu", SENTENCE_HEADER, sentence_cells, stored)),
+        (
+            "MiniLM: e4m3 activations, weights fp16",
+            plain("minilm_activations", SENTENCE_HEADER, sentence_cells, stored),
+        ),
+        ("MiniLM: ablations", plain("minilm_ablations", SENTENCE_HEADER, sentence_cells, stored)),
+        ("SmolLM2: weights alone, all else fp32", by_bits("smollm2_weights", LANGUAGE_HEADER, language_cells, stored)),
+        ("SmolLM2 in the LPU's arithmetic", plain("smollm2_lpu", LANGUAGE_HEADER, language_cells, stored)),
+        ("SmolLM2: ablations", plain("smollm2_ablations", LANGUAGE_HEADER, language_cells, stored)),
+        ("SmolLM2: cycles of one decoded token, context 2048", cycles(stored)),
+    ]
+    for title, body in parts:
+        if body:
+            lines += [f"### {title}\n", *body]
+    for section, name in (("smollm2_weights", "mixed, direct"), ("smollm2_lpu", "truepoint for one chip")):
+        for row in (r for r in stored.get(section, []) if r["policy"] == name):
+            formats = ", ".join(f"{k.removeprefix('model/')} {v}" for k, v in row["formats"].items())
+            at = f" at {row['target']} bits" if "target" in row else ""
+            lines.append(f"Formats of *{name}*{at}: {formats}.\n")
+    lines.append(END)
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Numerics\n\n"
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2] if rest else "\n"
+    PAGE.write_text(before + "\n".join(lines) + after, encoding="utf-8")
