@@ -16,7 +16,7 @@ from collections.abc import Collection
 import numpy as np
 
 from lpu_jax.lowering.ir import Graph, GraphBuilder
-from lpu_jax.lowering.prune import remove_dead_equations
+from lpu_jax.lowering.prune import rebuild, remove_dead_equations
 from lpu_jax.runtime.ops import (
     Aval,
     Broadcast,
@@ -59,6 +59,7 @@ def hoist_resident(graph: Graph, resident_inputs: Collection[int]) -> Graph:
             first = op.num_consts + op.num_carry
             is_resident = [v in known for v in equation.operands[first:]]
             op, more = _without(builder, op, operands[first:], is_resident)  # type: ignore[arg-type]
+            op, operands = _without_dead_xs(op, operands + more)
             operands += more
         elif isinstance(op, While):
             is_resident = [v in known for v in equation.operands[: op.num_consts]]
@@ -112,6 +113,18 @@ def _without_consts(
     inner = remove_dead_equations(dataclasses.replace(body, inputs=inputs, equations=kept))  # type: ignore[type-var, arg-type]
     op = dataclasses.replace(loop, body=inner, num_consts=loop.num_consts + len(wanted))
     return op, [outside[v] for v in wanted]
+
+
+def _without_dead_xs(scan: Scan, operands: list[int | Immediate]) -> tuple[Scan, list[int | Immediate]]:
+    """The loop without xs that nothing in its body uses any more: they would lie in SRAM all the same."""
+    body, first = scan.body, scan.num_consts + scan.num_carry
+    used = {v for e in body.equations for v in e.operands} | set(body.outputs)
+    kept = [i for i, v in enumerate(body.inputs) if i < first or v in used]
+    if len(kept) == len(body.inputs):
+        return scan, operands
+    inputs = [body.inputs[i] for i in kept]
+    inner = rebuild(body, inputs, body.constants, body.equations, body.outputs)  # type: ignore[arg-type]
+    return dataclasses.replace(scan, body=inner), [operands[i] for i in kept]
 
 
 def _early(body: GraphLike, leaves: Collection[int]) -> dict[int, Equation]:
