@@ -21,7 +21,7 @@ from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.knapsack import Option, choose, steps
 from lpu_jax.lowering.precision import Site
 from lpu_jax.precision import Policy, Rule, as_policy
-from lpu_jax.rounding import num_weight_bytes
+from lpu_jax.rounding import num_padded_bytes, num_weight_bytes
 from lpu_jax.runtime.errors import BudgetError, LpuError, PolicyError
 from lpu_jax.runtime.formats import NumberFormat, parse_format
 from lpu_jax.sensitivity import DISTANCES, Distance, Model, Tensor, direct_errors, gradient_errors
@@ -42,7 +42,7 @@ class Budget:
 
     Attributes:
       bits_per_weight: mean over their elements, shared exponents included.
-      sram_bytes: bytes at rest of all of them.
+      sram_bytes: what all of them take in SRAM, vectors filled up to all lanes.
       chips: whole chips, less `reserved_bytes` for everything else (caches, activations, other weights).
       cycles: of one call, as compiled; the program is compiled a few times (log2 of the steps) to meet it.
     """
@@ -74,23 +74,34 @@ class Budget:
         return f"{self.cycles:,} cycles per call"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """A weight in one format: bytes packed, bytes in SRAM with vectors filled up to all lanes, error on the samples."""
+
+    number_format: NumberFormat
+    num_bytes: int
+    sram_bytes: int
+    error: float
+
+    def option(self, budget: Budget) -> Option:
+        """Cost as the budget counts it, and error."""
+        return Option(self.num_bytes if budget.bits_per_weight is not None else self.sram_bytes, self.error)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
     """The format of one weight and why.
 
     Attributes:
       name: path of the argument; primitives: at which it is used.
-      num_bytes, error: in this format.
-      candidates: (format, bytes, error on the samples), cheapest first.
+      candidates: cheapest first; chosen: one of them.
     """
 
     name: str
     primitives: tuple[str, ...]
     num_elements: int
-    number_format: NumberFormat
-    num_bytes: int
-    error: float
-    candidates: tuple[tuple[NumberFormat, int, float], ...]
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,21 +131,23 @@ class Calibration:
         if budget.cycles is not None:
             raise ValueError("a budget in cycles needs the function: call calibrate")
         spent = chip_by_name(chip) if isinstance(chip, str) else chip
-        options = [[Option(cost, error) for _, cost, error in c.candidates] for c in self.choices]
-        picked = _fit_bytes(options, budget, sum(c.num_elements for c in self.choices), spent)
-        choices = tuple(_picked(c, j) for c, j in zip(self.choices, picked, strict=True))
-        return dataclasses.replace(self, budget=budget, choices=choices)
+        return dataclasses.replace(self, budget=budget, choices=_fit_bytes(self.choices, budget, spent))
 
     @property
     def policy(self) -> Policy:
         """The base with a rule for every calibrated weight in front: for `lpu(precision=...)`."""
-        rules = (Rule(f"*{p}@{c.name}", rhs=c.number_format) for c in self.choices for p in c.primitives)
+        rules = (Rule(f"*{p}@{c.name}", rhs=c.chosen.number_format) for c in self.choices for p in c.primitives)
         return self.base.with_rules(*rules, name=f"{self.base.name}, calibrated for {self.budget}")
 
     @property
     def num_bytes(self) -> int:
-        """Bytes at rest of the calibrated weights."""
-        return sum(choice.num_bytes for choice in self.choices)
+        """Bytes at rest of the calibrated weights, packed."""
+        return sum(choice.chosen.num_bytes for choice in self.choices)
+
+    @property
+    def sram_bytes(self) -> int:
+        """Bytes that they take in SRAM, where vectors are filled up to all lanes."""
+        return sum(choice.chosen.sram_bytes for choice in self.choices)
 
     @property
     def bits_per_weight(self) -> float:
@@ -144,7 +157,7 @@ class Calibration:
     @property
     def error(self) -> float:
         """Sum of the errors of the choices, which predicts the error of them together."""
-        return sum(choice.error for choice in self.choices)
+        return sum(choice.chosen.error for choice in self.choices)
 
     def table(self) -> Any:
         """A `rich` table: where the bits went, and what a format less would have cost."""
@@ -157,10 +170,13 @@ class Calibration:
         for name in ("elements", "format", "bits", "error", "cheaper", "its error"):
             table.add_column(name, justify="right")
         for c in self.choices:
-            cheaper = max((x for x in c.candidates if x[1] < c.num_bytes), key=lambda x: x[1], default=None)
-            other = ("-", "-") if cheaper is None else (str(cheaper[0]), f"{cheaper[2]:.3g}")
-            bits = f"{c.num_bytes * 8 / c.num_elements:.2f}"
-            table.add_row(c.name, f"{c.num_elements:,}", str(c.number_format), bits, f"{c.error:.3g}", *other)
+            own = c.chosen
+            cheaper = max(
+                (x for x in c.candidates if x.num_bytes < own.num_bytes), key=lambda x: x.num_bytes, default=None
+            )
+            other = ("-", "-") if cheaper is None else (str(cheaper.number_format), f"{cheaper.error:.3g}")
+            cells = f"{c.num_elements:,}", str(own.number_format), f"{own.num_bytes * 8 / c.num_elements:.2f}"
+            table.add_row(c.name, *cells, f"{own.error:.3g}", *other)
         for name, reason in self.skipped:
             table.add_row(name, "", "", "", "", reason)
         return table
@@ -228,25 +244,18 @@ def calibrate(
     model = _model(fun, params, samples)
     tensors, skipped = _tensors(fun, params, model, policy, only, (_parsed(formats), _parsed(table_formats)))
     errors = list(_progress(_errors(model, tensors, loss, mode, seed), len(tensors), progress))
-    options = [
-        [Option(_num_bytes(model, t, form), error) for form, error in zip(t.formats, row, strict=True)]
-        for t, row in zip(tensors, errors, strict=True)
-    ]
-    chosen_chip = chip_by_name(chip) if isinstance(chip, str) else chip
+    target = chip_by_name(chip) if isinstance(chip, str) else chip
+    choices = tuple(_choice(model, t, row, target) for t, row in zip(tensors, errors, strict=True))
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", "custom")
+    found = Calibration(base=policy, budget=budget, choices=choices, skipped=skipped, loss=name, mode=mode)
 
-    def calibration(picked: Sequence[int]) -> Calibration:
-        choices = tuple(_choice(model, *row) for row in zip(tensors, options, picked, strict=True))
-        name = loss if isinstance(loss, str) else getattr(loss, "__name__", "custom")
-        return Calibration(base=policy, budget=budget, choices=choices, skipped=skipped, loss=name, mode=mode)
-
-    def cycles_of(picked: Sequence[int]) -> int:
-        step = lpu(fun, chip=chosen_chip, precision=calibration(picked).policy, resident_argnums=0)
+    def cycles_of(tried: tuple[Choice, ...]) -> int:
+        step = lpu(fun, chip=target, precision=dataclasses.replace(found, choices=tried).policy, resident_argnums=0)
         return step.lower(params, *model.samples[0]).compile().cycles
 
-    if budget.cycles is not None:
-        return calibration(_fit_cycles(options, budget.cycles, cycles_of))
-    num_elements = sum(int(np.size(model.leaves[t.index])) for t in tensors)
-    return calibration(_fit_bytes(options, budget, num_elements, chosen_chip))
+    if budget.cycles is None:
+        return found.for_budget(budget, target)
+    return dataclasses.replace(found, choices=_fit_cycles(choices, budget, cycles_of))
 
 
 def _parsed(names: Sequence[str]) -> tuple[NumberFormat, ...]:
@@ -343,11 +352,27 @@ def _progress(rows: Iterator[list[float]], total: int, progress: bool | None) ->
     yield from track(rows, "Measuring weights", total=total, console=Console(stderr=True), transient=True)
 
 
-def _num_bytes(model: Model, tensor: Tensor, form: NumberFormat) -> int:
-    return num_weight_bytes(model.leaves[tensor.index], tensor.sites[0], form)
+def _choice(model: Model, tensor: Tensor, errors: Sequence[float], chip: ChipSpec) -> Choice:
+    leaf, site = model.leaves[tensor.index], tensor.sites[0]
+    candidates = tuple(
+        Candidate(form, num_weight_bytes(leaf, site, form), num_padded_bytes(leaf, site, form, chip), error)
+        for form, error in zip(tensor.formats, errors, strict=True)
+    )
+    return Choice(
+        name=tensor.name,
+        primitives=tuple(dict.fromkeys(site.path.rpartition("/")[2] for site in tensor.sites)),
+        num_elements=int(np.size(leaf)),
+        candidates=candidates,
+        chosen=candidates[0],
+    )
 
 
-def _fit_bytes(options: Sequence[Sequence[Option]], budget: Budget, num_elements: int, chip: ChipSpec) -> list[int]:
+def _picked(choices: Sequence[Choice], picked: Sequence[int]) -> tuple[Choice, ...]:
+    return tuple(dataclasses.replace(c, chosen=c.candidates[j]) for c, j in zip(choices, picked, strict=True))
+
+
+def _fit_bytes(choices: Sequence[Choice], budget: Budget, chip: ChipSpec) -> tuple[Choice, ...]:
+    num_elements = sum(c.num_elements for c in choices)
     if budget.bits_per_weight is not None:
         limit = math.floor(budget.bits_per_weight * num_elements / 8)
     elif budget.sram_bytes is not None:
@@ -355,7 +380,7 @@ def _fit_bytes(options: Sequence[Sequence[Option]], budget: Budget, num_elements
     else:
         limit = (budget.chips or 0) * chip.usable_sram_bytes - budget.reserved_bytes
     try:
-        return choose(options, limit)
+        return _picked(choices, choose([[x.option(budget) for x in c.candidates] for c in choices], limit))
     except BudgetError as error:
         least = error.least
         raise BudgetError(
@@ -367,10 +392,11 @@ def _fit_bytes(options: Sequence[Sequence[Option]], budget: Budget, num_elements
 
 
 def _fit_cycles(
-    options: Sequence[Sequence[Option]], limit: int, cycles_of: Callable[[Sequence[int]], int]
-) -> list[int]:
-    """The last choice on the knapsack's path, by bisection, whose program takes at most `limit` cycles."""
-    found = steps(options)
+    choices: Sequence[Choice], budget: Budget, cycles_of: Callable[[tuple[Choice, ...]], int]
+) -> tuple[Choice, ...]:
+    """The last choice on the knapsack's path, by bisection, whose program takes at most the budget's cycles."""
+    limit = budget.cycles or 0
+    found = [_picked(choices, step) for step in steps([[x.option(budget) for x in c.candidates] for c in choices])]
     least = cycles_of(found[0])
     if least > limit:
         raise BudgetError(
@@ -379,20 +405,3 @@ def _fit_cycles(
             least,
         )
     return found[bisect.bisect_right(range(1, len(found)), limit, key=lambda i: cycles_of(found[i]))]
-
-
-def _picked(choice: Choice, index: int) -> Choice:
-    form, cost, error = choice.candidates[index]
-    return dataclasses.replace(choice, number_format=form, num_bytes=cost, error=error)
-
-
-def _choice(model: Model, tensor: Tensor, options: Sequence[Option], picked: int) -> Choice:
-    return Choice(
-        name=tensor.name,
-        primitives=tuple(dict.fromkeys(site.path.rpartition("/")[2] for site in tensor.sites)),
-        num_elements=int(np.size(model.leaves[tensor.index])),
-        number_format=tensor.formats[picked],
-        num_bytes=options[picked].cost,
-        error=options[picked].error,
-        candidates=tuple((f, o.cost, o.error) for f, o in zip(tensor.formats, options, strict=True)),
-    )

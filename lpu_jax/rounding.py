@@ -18,6 +18,7 @@ from lpu_jax.lowering.precision import Ordering, Site
 from lpu_jax.lowering.rules.operand_formats import TARGET_EXPONENTS
 from lpu_jax.runtime import casts
 from lpu_jax.runtime.block_words import decode_words, encode_words
+from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.formats import BF16, FP32, INT8, NumberFormat
 from lpu_jax.runtime.ops import Reshape, Transpose
 
@@ -109,3 +110,11 @@ def num_weight_bytes(x: Any, site: Site, number_format: NumberFormat) -> int:
     """Bytes at rest of an argument in a format: blocks lie along the contracting axis of the product."""
     rows, columns = site.rhs_shape[-2:]
     return number_format.num_sram_bytes(rows, columns) * (math.prod(np.shape(x)) // (rows * columns))
+
+
+def num_padded_bytes(x: Any, site: Site, number_format: NumberFormat, chip: ChipSpec) -> int:
+    """Bytes in SRAM: columns are filled up to all lanes, weights to whole loads of the MXM."""
+    rows, columns = site.rhs_shape[-2:]
+    words, per_load = number_format.num_words(rows), 1 if site.is_lookup else chip.num_streams_per_load
+    padded = -(-words // per_load) * per_load * -(-columns // chip.num_lanes) * chip.num_lanes
+    return padded * (math.prod(np.shape(x)) // (rows * columns))

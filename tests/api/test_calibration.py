@@ -42,7 +42,7 @@ def direct():
 
 
 def formats(calibration):
-    return {c.name.split("/")[1]: str(c.number_format) for c in calibration.choices}
+    return {c.name.split("/")[1]: str(c.chosen.number_format) for c in calibration.choices}
 
 
 def test_bits_go_where_the_error_is(direct):
@@ -58,7 +58,7 @@ def test_the_gradient_mode_agrees_with_the_direct_one(direct):
     found = calibrate(model, PARAMS, SAMPLES, budget=Budget(bits_per_weight=8), formats=FORMATS, mode="gradient")
     assert formats(found) == formats(direct)
     for a, b in zip(found.choices, direct.choices, strict=True):
-        assert 0.2 < a.candidates[0][2] / b.candidates[0][2] < 5
+        assert 0.2 < a.candidates[0].error / b.candidates[0].error < 5
 
 
 def test_errors_are_the_distances_of_a_run_with_that_weight_rounded(direct):
@@ -71,7 +71,7 @@ def test_errors_are_the_distances_of_a_run_with_that_weight_rounded(direct):
         y = model(PARAMS, x)
         distances.append(float(jnp.sum((model(rounded, x) - y) ** 2) / jnp.sum(y**2)))
     (main,) = [c for c in direct.choices if c.name == "params/main"]
-    np.testing.assert_allclose(main.candidates[0][2], np.mean(distances), rtol=1e-4)
+    np.testing.assert_allclose(main.candidates[0].error, np.mean(distances), rtol=1e-4)
 
 
 def test_rounding_follows_the_moves_to_the_blocks_of_the_product():
@@ -106,10 +106,22 @@ def test_the_policy_runs_on_the_lpu_with_the_bytes_of_the_table(direct):
     lowered = lpu(model, precision=direct.policy, resident_argnums=0).lower(PARAMS, SAMPLES[0])
     kept = {s.weight.split("/")[1]: str(f.rhs) for s, f in lowered.sites}
     assert kept == formats(direct)
-    assert direct.num_bytes == sum(c.num_bytes for c in direct.choices)
-    assert direct.choices[0].num_bytes in (32 * 32 * 4.5 / 8, 32 * 32 * 2)
+    assert direct.num_bytes == sum(c.chosen.num_bytes for c in direct.choices)
+    assert direct.choices[0].chosen.num_bytes in (32 * 32 * 4.5 / 8, 32 * 32 * 2)
     assert "params/small" in str(direct)
     assert Policy.from_json(direct.policy.to_json()) == direct.policy
+
+
+def test_sram_bytes_are_those_of_the_compiled_program():
+    params = {"w": RNG.standard_normal((128, 360)).astype(np.float32)}
+    x = [np.ones((1, 128), np.float32)]
+    found = calibrate(lambda p, x: x @ p["w"], params, x, budget=Budget(bits_per_weight=16), formats=("bfp5", "fp16"))
+    for form, scale_bytes in (("bfp5", 0), ("fp16", 4 * 320)):
+        policy = Policy("p", (Rule("*", lhs="fp16", rhs=form),))
+        compiled = lpu(lambda p, x: x @ p["w"], precision=policy, resident_argnums=0).lower(params, x[0]).compile()
+        stored = sum(size for name, _, size, _ in compiled.memory_map() if "'w'" in name)
+        (candidate,) = [c for c in found.choices[0].candidates if c.number_format == parse_format(form)]
+        assert stored - scale_bytes == candidate.sram_bytes > candidate.num_bytes
 
 
 def test_equal_inputs_give_equal_policies_and_no_output(direct, capsys):
@@ -142,10 +154,11 @@ def test_a_budget_that_cannot_be_met_tells_the_least(direct):
     with pytest.raises(BudgetError, match=r"2 bits per weight cannot be met.*4.500 bits per weight") as raised:
         direct.for_budget(Budget(bits_per_weight=2))
     assert raised.value.least == 4 * 32 * 32 * 4.5 / 8
+    least = sum(c.candidates[0].sram_bytes for c in direct.choices)
     with pytest.raises(BudgetError, match="1 chips less"):
         direct.for_budget(Budget(chips=1, reserved_bytes=10**9))
     assert formats(direct.for_budget(Budget(chips=1))) == dict.fromkeys(PARAMS, "fp16")
-    assert formats(direct.for_budget(Budget(sram_bytes=raised.value.least))) == dict.fromkeys(PARAMS, "bfp4x16")
+    assert formats(direct.for_budget(Budget(sram_bytes=least))) == dict.fromkeys(PARAMS, "bfp4x16")
     with pytest.raises(ValueError, match="one positive limit"):
         Budget(bits_per_weight=4, chips=1)
 
