@@ -219,7 +219,7 @@ PRESETS: Mapping[str, Policy] = MappingProxyType({
 """fp32, fp16, fp8 (e4m3) and int8 have that format for both operands of every product.
 
 bfp8       weights in BFP8, all other operands in fp16
-truepoint  weights in BFP8, those whose path or scope holds "expert" in BFP6 those with "sensitive" in fp16; tables in
+truepoint  weights in BFP8, those whose path or scope holds "expert" in BFP6, with "sensitive" in fp16; tables in
            fp16; all other operands in fp16, every result in fp32
 """
 

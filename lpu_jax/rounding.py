@@ -28,16 +28,16 @@ _EXPONENT_MASK = 0x7F800000
 _MIRRORED = 254 << 23
 
 
-@functools.partial(jax.jit, static_argnames="number_format")
-def round_operand(x: jax.Array, number_format: NumberFormat) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("number_format", "optimal"))
+def round_operand(x: jax.Array, number_format: NumberFormat, optimal: bool = True) -> jax.Array:
     """float32 [..., K, N] with the values that it is multiplied with as an rhs of the format.
 
-    Block floating point takes the shared exponent with the least squared error, as policies do.
+    optimal: block floating point takes the shared exponent with the least squared error, as policies do.
     """
     if number_format == FP32:
         return x
     if number_format.block_size:
-        words = encode_words(jnp, x, number_format, True)
+        words = encode_words(jnp, x, number_format, optimal)
         blocks: jax.Array = decode_words(jnp, words, number_format, x.shape[-2], np.float32)
         return blocks
     if number_format == BF16:
@@ -61,7 +61,7 @@ def _round_scaled(x: jax.Array, number_format: NumberFormat) -> jax.Array:
     return rounded * jax.lax.bitcast_convert_type(power, np.float32)
 
 
-def round_argument(x: Any, site: Site, number_format: NumberFormat) -> jax.Array:
+def round_argument(x: Any, site: Site, number_format: NumberFormat, optimal: bool = True) -> jax.Array:
     """An argument with its values rounded as the rhs (or table) of a site; loop slices each on their own.
 
     Raises:
@@ -72,23 +72,23 @@ def round_argument(x: Any, site: Site, number_format: NumberFormat) -> jax.Array
     with jax.enable_x64(True):
         x = jnp.asarray(x, np.float32)
         if x.shape == site.weight_shape:
-            return _round_slices(x[None], site.moves, number_format)[0]
+            return _round_slices(x[None], site.moves, number_format, optimal)[0]
         if x.shape[1:] != site.weight_shape:
             raise ValueError(f"{site}: the argument is {x.shape}, the product takes {site.weight_shape} of it")
-        return _round_slices(x, site.moves, number_format)
+        return _round_slices(x, site.moves, number_format, optimal)
 
 
-@functools.partial(jax.jit, static_argnames=("moves", "number_format"))
-def _round_slices(x: jax.Array, moves: Moves, number_format: NumberFormat) -> jax.Array:
-    return jax.lax.map(lambda turn: _rounded_slice(turn, moves, number_format), x)
+@functools.partial(jax.jit, static_argnames=("moves", "number_format", "optimal"))
+def _round_slices(x: jax.Array, moves: Moves, number_format: NumberFormat, optimal: bool) -> jax.Array:
+    return jax.lax.map(lambda turn: _rounded_slice(turn, moves, number_format, optimal), x)
 
 
-def _rounded_slice(x: jax.Array, moves: Moves, number_format: NumberFormat) -> jax.Array:
+def _rounded_slice(x: jax.Array, moves: Moves, number_format: NumberFormat, optimal: bool) -> jax.Array:
     shapes = [x.shape, *(shape for _, shape in moves)]
     y = x
     for move, shape in moves:
         y = _moved(y, move, shape)
-    y = round_operand(y, number_format)
+    y = round_operand(y, number_format, optimal)
     for (move, _), shape in zip(reversed(moves), reversed(shapes[:-1]), strict=True):
         y = _moved_back(y, move, shape)
     return y

@@ -77,9 +77,9 @@ class LanguageBench:
         """The whole policy in the LPU's arithmetic."""
         return self.compare(lpu_results(score, self.model, self.test, policy, mode))
 
-    def weights_only(self, policy: Policy | str) -> LanguageQuality:
-        """Weights rounded, everything else in fp32."""
-        params, bits = rounded(score, self.model, self.test[0], policy)
+    def weights_only(self, policy: Policy | str, optimal: bool = True) -> LanguageQuality:
+        """Weights rounded, everything else in fp32; optimal: block exponents of least squared error."""
+        params, bits = rounded(score, self.model, self.test[0], policy, optimal)
         return dataclasses.replace(self.compare([self._score(params, *sample) for sample in self.test]), bits=bits)
 
     def compare(self, found: list[Any]) -> LanguageQuality:

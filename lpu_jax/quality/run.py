@@ -37,10 +37,12 @@ def lpu_results(
     return [np.asarray(execute_stepwise(main, [*jax.tree.leaves(sample), *kept], mode)[0]) for sample in samples]
 
 
-def rounded(fun: Callable[..., Any], params: Any, sample: tuple[Any, ...], policy: Policy | str) -> tuple[Any, float]:
+def rounded(
+    fun: Callable[..., Any], params: Any, sample: tuple[Any, ...], policy: Policy | str, optimal: bool = True
+) -> tuple[Any, float]:
     """(parameters with every weight rounded as the policy has its rhs or table, mean bits of those weights).
 
-    Weights that the policy leaves alone keep their values and are not counted.
+    Weights that the policy leaves alone keep their values and are not counted; optimal: as `round_argument`.
     """
     chosen = as_policy(policy)
     lowered = lpu(fun, precision=Policy("sites"), resident_argnums=0).lower(params, *sample)
@@ -52,7 +54,7 @@ def rounded(fun: Callable[..., Any], params: Any, sample: tuple[Any, ...], polic
         form, index = chosen.formats(site).rhs, index_of.get(site.weight)
         if form is None or index is None or index in changed:
             continue
-        changed[index] = leaves[index] if form == FP32 else round_argument(leaves[index], site, form)
+        changed[index] = leaves[index] if form == FP32 else round_argument(leaves[index], site, form, optimal)
         num_bytes += num_weight_bytes(leaves[index], site, form)
         num_elements += int(np.size(leaves[index]))
     leaves = [changed.get(i, leaf) for i, leaf in enumerate(leaves)]

@@ -71,9 +71,9 @@ class SentenceBench:
         """The whole policy in the LPU's arithmetic."""
         return compare(self.reference, np.concatenate(lpu_results(embed, self.model, self.test, policy, mode)))
 
-    def weights_only(self, policy: Policy | str) -> SentenceQuality:
-        """Weights rounded, everything else in fp32."""
-        params, bits = rounded(embed, self.model, self.test[0], policy)
+    def weights_only(self, policy: Policy | str, optimal: bool = True) -> SentenceQuality:
+        """Weights rounded, everything else in fp32; optimal: block exponents of least squared error."""
+        params, bits = rounded(embed, self.model, self.test[0], policy, optimal)
         return dataclasses.replace(compare(self.reference, self.embeddings(params, self.test)), bits=bits)
 
 
