@@ -100,8 +100,12 @@ class RuleContext(Emitter):
         if value in self.weights:
             return self.weights[value]
         pending: list[Operand] = [value]
+        seen: set[Operand] = set()
         while pending:
             operand = pending.pop()
+            if operand in seen:
+                continue
+            seen.add(operand)
             if isinstance(operand, int) and operand in self.weights:
                 return Argument(self.weights[operand].name, is_whole=False)
             definition = self.ranges.definition(operand)

@@ -148,9 +148,25 @@ class Lowered(Stage):
                 raise trip_count_error(name, limit)
         return results, tuple(int(n) for n in counts)
 
+    def check_weights(self, leaves: Sequence[Any]) -> None:
+        """Raises NonFiniteWeightError for a resident argument with NaN or infinity that its format would hide."""
+        if self._has_finite_formats and not is_traced(leaves):
+            chosen = [
+                (x, role)
+                for x, role in zip(leaves, self.traced.roles, strict=True)
+                if role.is_resident and not role.is_donated
+            ]
+            arguments_of.check_finite([x for x, _ in chosen], [role for _, role in chosen])
+
+    @functools.cached_property
+    def _has_finite_formats(self) -> bool:
+        """Whether a weight is held in integers or blocks, which have no NaN."""
+        return any(f.rhs is not None and not f.rhs.exponent_bits and site.weight for site, f in self.sites)
+
     def call_flat(self, leaves: Sequence[Any]) -> list[Any]:
         """Results for the leaves of the arguments, by the vectorised executor."""
         inputs = (*self.traced.captured, *leaves)
+        self.check_weights(leaves)
         if loops_of(self.graph) and not is_traced(inputs):
             return self._count(leaves)[0]
         if not self.traced.donated or is_traced(inputs):
@@ -252,7 +268,9 @@ class Compiled(Stage):
         """
         traced = self.traced
         arguments_of.check_accumulation(traced.options)
-        inputs = self._inputs([*traced.captured, *self._leaves(args, kwargs)])
+        leaves = self._leaves(args, kwargs)
+        self.lowered.check_weights(leaves)
+        inputs = self._inputs([*traced.captured, *leaves])
         edges = self.lowered.edges
         outputs, cycles = self.compiled_graph.simulate(edges.enter(inputs))
         results = [

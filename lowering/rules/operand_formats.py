@@ -143,10 +143,15 @@ def leave_as(ctx: RuleContext, x: Operand, target: str, formats: Formats) -> Ope
 def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
     """Rows of a table that is held in the format of the policy: int8 with a scale per column, fp8 with one in all."""
     shape, dtype = ctx.aval(table).shape, ctx.aval(table).dtype
-    if dtype not in FLOATS or len(shape) != 2:
+    if len(shape) != 2:
         return ctx.gather_rows(table, index)
     form = ctx.formats(None, table).rhs
-    if form is None or form == FP32 or (dtype != "float32" and FORMATS[dtype].number_format.bits <= form.bits):
+    if (
+        dtype not in FLOATS
+        or form is None
+        or form == FP32
+        or (dtype != "float32" and FORMATS[dtype].number_format.bits <= form.bits)
+    ):
         return ctx.gather_rows(table, index)
     if form.block_size:
         raise format_error(ctx, form, "table", "rows of a table are fp32, bf16, fp16, e4m3, e5m2 or int8")

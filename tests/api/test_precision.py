@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lpu_jax import NumberFormatError, Policy, PolicyError, Rule, lpu
+from lpu_jax import NonFiniteWeightError, NumberFormatError, Policy, PolicyError, Rule, lpu
 from lpu_jax.lowering.precision import Site
 from lpu_jax.precision import PRESETS, as_policy
 
@@ -194,6 +194,14 @@ def test_results_are_rounded_and_fp8_saturates(form, dtype):
 def test_a_format_that_an_op_cannot_take_is_refused(rule, text):
     with pytest.raises(NumberFormatError, match=text):
         lpu(model, precision=Policy("p", (rule,)), resident_argnums=0).lower(PARAMS, X)
+
+
+def test_weights_that_are_not_finite_are_named_where_their_format_would_hide_them():
+    bad = np.where(np.arange(40) == 3, np.nan, W).astype(np.float32)
+    with pytest.raises(NonFiniteWeightError, match=r"resident argument w float32\[24, 40\] has 24 values"):
+        lpu(product, precision="bfp8", resident_argnums=0)(bad, X)
+    with pytest.raises(NonFiniteWeightError, match="24 values"):
+        lpu(product, chip="tiny", precision="int8", resident_argnums=0).lower(bad, X).compile().simulate(bad, X)
 
 
 def test_a_table_that_changes_is_refused():
