@@ -241,6 +241,12 @@ class Compiled(Stage):
 
         write_trace(self, path)
 
+    def write_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the program as one page for a browser: timeline, floor plan, SRAM, modules, assembly."""
+        from lpu_jax.page import write_html
+
+        write_html(self, path)
+
     def _leaves(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         leaves, tree = jax.tree.flatten((args, kwargs))
         traced = self.traced

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class Report:
       assumptions: what the figures rest on where nothing is published.
       host: loops that the host starts and calls that it computes, None if there are none. All other figures are those
         of a run in which every such loop makes one turn; cycles_taken are those of this run.
+      compiled: the program that the report is of; pickles, copies and exports are without it.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Report:
     assumptions: tuple[str, ...]
     sum_widths: tuple[SumWidth, ...] = ()
     host: HostCosts | None = None
+    compiled: Compiled | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def cycles_taken(self) -> int:
@@ -114,7 +117,7 @@ class Report:
 
     def to_dict(self, *, detail: bool = True) -> dict[str, Any]:
         """All fields and derived times, ready for JSON; without detail only what is a number or a short list."""
-        long = ("costs", "dependency_chain", "sum_widths", "host")
+        long = ("costs", "dependency_chain", "sum_widths", "host", "compiled")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in long}
         found = {**fields, "microseconds": self.microseconds, "total_seconds": self.total_seconds}
         if self.host is not None:
@@ -155,9 +158,27 @@ class Report:
         """The tables as plain text."""
         return printing.plain_text(self)
 
-    def _repr_html_(self) -> str:
-        """The tables for a notebook."""
+    def to_html(self) -> str:
+        """The tables as a piece of HTML; `write_html` makes a whole page, with timeline and floor plan."""
         return printing.html(self)
+
+    _repr_html_ = to_html
+
+    def write_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the page of the program: see `Compiled.write_html`.
+
+        Raises:
+          ValueError: the report was pickled, so the program is no longer with it.
+        """
+        if self.compiled is None:
+            raise ValueError(f"the report of {self.name!r} has lost its program; use Compiled.write_html")
+        from lpu_jax.page import write_html  # needs the compiler's text forms
+
+        write_html(self.compiled, path, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the program, which holds functions that cannot be pickled."""
+        return {**self.__dict__, "compiled": None}
 
 
 def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) -> Report:
@@ -201,6 +222,7 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
             "resident arguments are in SRAM before the first cycle; loading them is not counted",
         ),
         host=host_costs(compiled.compiled_graph, trip_counts),
+        compiled=compiled,
     )
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the JAX door: a small MLP, and a whole small model file."""
+"""Fixtures of the tests of the JAX door: a small MLP, a compiled loop with names, and a whole small model file."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lpu_jax
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
+
+TRIPS = 3
 
 
 @pytest.fixture
@@ -26,6 +30,25 @@ def mlp():
         return jnp.tanh(x @ params["w"] + params["b"])
 
     return predict, params, jax.random.normal(keys[2], (3, 8))
+
+
+def layers_and_tail(w, x):
+    """A loop with a module in it, then another module."""
+
+    def layer(h, weights):
+        with jax.named_scope("layer/up"):
+            return jnp.tanh(h @ weights), None
+
+    x, _ = jax.lax.scan(layer, x, w)
+    with jax.named_scope("tail"):
+        return jnp.max(x, axis=-1)
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """`layers_and_tail` on a chip: a barrier, a loop of TRIPS trips, and the rest."""
+    function = lpu_jax.lpu(layers_and_tail, chip=lpu_jax.chips.groqchip1, resident_argnums=0)
+    return function.lower(np.ones((TRIPS, 24, 24), np.float32), np.ones((5, 24), np.float32)).compile()
 
 
 @pytest.fixture(scope="session")

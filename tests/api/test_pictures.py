@@ -3,7 +3,6 @@
 import io
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import lpu_jax
 from lpu_jax import pictures
 from lpu_jax.report.events import program_rows
 
-TRIPS = 3
 PICTURES = [
     pictures.timeline,
     pictures.sram_map,
@@ -22,22 +20,6 @@ PICTURES = [
     pictures.cycles_per_module,
     pictures.binding_chain,
 ]
-
-
-def model(w, x):
-    def layer(h, weights):
-        with jax.named_scope("layer/up"):
-            return jnp.tanh(h @ weights), None
-
-    x, _ = jax.lax.scan(layer, x, w)
-    with jax.named_scope("tail"):
-        return jnp.max(x, axis=-1)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    function = lpu_jax.lpu(model, chip=lpu_jax.chips.groqchip1, resident_argnums=0)
-    return function.lower(np.ones((TRIPS, 24, 24), np.float32), np.ones((5, 24), np.float32)).compile()
 
 
 def rendered(ax):

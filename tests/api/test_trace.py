@@ -4,37 +4,15 @@ import itertools
 import sys
 from collections import Counter
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
-import lpu_jax
 from lpu_jax import trace as trace_module
 from lpu_jax.report.events import program_rows, unroll
 from lpu_jax.report.values import stream_values
 from lpu_jax.runtime.assembly import row_text
 from lpu_jax.runtime.isa import queues
 from lpu_jax.trace import write_trace
-
-TRIPS = 3
-
-
-def model(w, x):
-    def layer(h, weights):
-        with jax.named_scope("layer/up"):
-            return jnp.tanh(h @ weights), None
-
-    x, _ = jax.lax.scan(layer, x, w)
-    with jax.named_scope("tail"):
-        return jnp.max(x, axis=-1)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    function = lpu_jax.lpu(model, chip=lpu_jax.chips.groqchip1, resident_argnums=0)
-    return function.lower(np.ones((TRIPS, 24, 24), np.float32), np.ones((5, 24), np.float32)).compile()
 
 
 class Parsed:
@@ -88,7 +66,7 @@ def test_every_row_is_one_slice_on_its_queue(compiled, parsed):
     assert Counter((s[0][1], s[2], s[4]["instruction"]) for s in rows) == expected
     groups = {(s[0][0].split()[0], s[0][1].split("_")[0].rstrip("0123456789")) for s in rows}
     assert groups == {(unit, unit) for unit in ("MEM", "MXM", "SXM", "VXM")}
-    assert all(s[4]["line"].startswith("test_trace.py:") for s in rows if s[0][0] == "MXM west" and s[1] != "Sync")
+    assert all(s[4]["line"].startswith("conftest.py:") for s in rows if s[0][0] == "MXM west" and s[1] != "Sync")
 
 
 def test_slices_end_after_they_begin_and_do_not_overlap(parsed):

@@ -1,0 +1,87 @@
+"""Puts the page together: template, style and scripts of this folder, and the packed data of one program."""
+
+from __future__ import annotations
+
+import html
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpu_jax.page.data import page_data
+from lpu_jax.page.pack import pack
+
+if TYPE_CHECKING:
+    from lpu_jax.report import Report
+    from lpu_jax.stages import Compiled
+
+SCRIPTS = ("decode", "time", "theme", "timeline", "density", "floorplan", "sram", "tree", "assembly", "tables", "main")
+"""Files of script/ in the order in which the browser reads them; they share one scope."""
+
+
+def write_html(compiled: Compiled, path: str | os.PathLike[str], report: Report | None = None) -> None:
+    """Writes the page of a compiled function.
+
+    Args:
+      compiled: the function.
+      path: the file; it is replaced if it exists.
+      report: that of `compiled`, if it is at hand.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    Path(path).write_text(page_text(compiled, report), encoding="utf-8")
+
+
+def page_text(compiled: Compiled, report: Report | None = None) -> str:
+    """The page as text. Equal programs have equal pages."""
+    report = compiled.report() if report is None else report
+    head, columns = page_data(compiled, report)
+    scripts = "\n".join(f"<script>\n{_file(f'script/{name}.js')}</script>" for name in SCRIPTS)
+    parts = {
+        "title": html.escape(f"{report.name} on {report.chip}"),
+        "name": html.escape(report.name),
+        "chip": html.escape(report.chip),
+        "style": _file("style.css"),
+        "figures": figures(report),
+        "data": pack(head, columns),
+        "scripts": scripts,
+    }
+    pieces = _file("page.html").split("{{")
+    return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
+
+
+def figures(report: Report) -> str:
+    """The head line: what a reader wants to know first, as HTML that needs no script."""
+    larger = max(report.dependency_bound_cycles, report.resource_bound_cycles)
+    macs = sum(report.costs.macs.values())
+    shown = (
+        ("cycles", f"{report.cycles:,}", "the length of the schedule, exact on this machine model"),
+        ("on the chip", f"{report.microseconds:,.2f} µs", f"at {report.clock_hz / 1e6:,.0f} MHz"),
+        (
+            "of the bound",
+            f"{report.bound_ratio:.2f} x",
+            f"{larger:,} cycles at least, for any schedule; bounded by {report.bounded_by}",
+        ),
+        ("instructions", f"{report.instructions:,}", "repeats and loops counted one by one"),
+        ("MACs", f"{macs:,}", "idle lanes counted"),
+        (
+            "SRAM",
+            f"{report.sram_used_bytes / report.sram_capacity_bytes:.1%}",
+            f"{report.sram_used_bytes / 2**20:,.1f} of {report.sram_capacity_bytes / 2**20:,.1f} MiB at the peak",
+        ),
+        (
+            "PCIe, apart",
+            f"{(report.pcie_in_seconds + report.pcie_out_seconds) * 1e6:,.2f} µs",
+            f"{report.pcie_in_bytes:,} bytes in, {report.pcie_out_bytes:,} bytes out; not in the cycles",
+        ),
+    )
+    return "".join(
+        f'<div class="figure" title="{html.escape(note)}"><b>{html.escape(value)}</b>'
+        f"<span>{html.escape(label)}</span></div>"
+        for label, value, note in shown
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("lpu_jax.page").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,599 @@
+"use strict";
+// The timeline: modules, streams and SRAM on top, then one line per queue, in the order in which they lie on the chip.
+
+const GUTTER = 104, AXIS = 20, MODULE_LANE = 15, CURVE_LANE = 15, GROUP_GAP = 7;
+const MAX_BARS = 9000; // more than that in view are drawn as densities
+const MODULE_LEVELS = 3;
+
+class Timeline {
+  constructor(app, canvas, overview) {
+    Object.assign(this, { app, canvas, overview, program: app.program, clock: app.clock });
+    this.scroll = 0;
+    this.isTall = false; // lines as high as their text; else all of them fit where that can be
+    this.groups = this.findGroups();
+    this.track = new Int32Array(this.program.chip.queues.length).fill(-1);
+    this.tracks = this.groups.flatMap((group) => group.queues);
+    this.tracks.forEach((queue, line) => { this.track[queue] = line; });
+    this.byQueue = this.clock.blocks.map((block) => this.rowsByQueue(block));
+    this.spans = this.moduleSpans();
+    this.sram = this.sramSteps();
+    this.density = this.makeDensity(() => true);
+    this.marked = null;
+    this.image = document.createElement("canvas");
+    this.listen();
+  }
+
+  // Layout ----------------------------------------------------------------------------------------------------------
+
+  /** Queues that have rows, in groups from west to east. */
+  findGroups() {
+    const used = new Set(this.program.rows.queue);
+    const found = new Map();
+    this.program.chip.queues.forEach(([, kind, hemisphere, index], queue) => {
+      if (!used.has(queue)) return;
+      const side = kind === "VXM" ? "" : hemisphere ? " east" : " west";
+      const order = kind === "VXM" ? 0 : { MEM: 1, SXM: 2, MXM: 3 }[kind] * (hemisphere ? 1 : -1);
+      const group = found.get(kind + side) || { name: kind + side, kind, order, members: [] };
+      group.members.push([hemisphere || kind === "VXM" ? index : -index, queue]);
+      found.set(kind + side, group);
+    });
+    const groups = [...found.values()].sort((a, b) => a.order - b.order);
+    for (const group of groups) group.queues = group.members.sort((a, b) => a[0] - b[0]).map((member) => member[1]);
+    return groups;
+  }
+
+  rowsByQueue(block) {
+    const lists = this.program.chip.queues.map(() => []);
+    for (let row = block.first; row < block.stop; row++) lists[this.program.rows.queue[row]].push(row);
+    return lists;
+  }
+
+  /** Heights and places of all lanes for a canvas of this height. */
+  layout(height) {
+    this.curves = this.program.streams ? 4 : 0;
+    this.top = AXIS + MODULE_LEVELS * MODULE_LANE + 4 + (this.curves + 1) * CURVE_LANE + 2;
+    const least = (group) => (group.kind === "MEM" ? 1.4 : 4), gaps = GROUP_GAP * this.groups.length;
+    const wanted = this.groups.reduce((sum, group) => sum + least(group) * group.queues.length, 0);
+    const fit = Math.max(1, Math.min(3, (height - this.top - gaps) / Math.max(1, wanted)));
+    let y = this.top;
+    for (const group of this.groups) {
+      group.y = y + GROUP_GAP / 2;
+      group.each = this.isTall ? (group.kind === "MEM" ? 10 : 13) : least(group) * fit;
+      y += group.each * group.queues.length + GROUP_GAP;
+    }
+    this.bottom = y;
+    this.scroll = Math.max(0, Math.min(this.scroll, this.bottom - height));
+  }
+
+  /** Top and height of a queue's line. */
+  line(queue) {
+    const group = this.groups.find((each) => each.queues.includes(queue));
+    return { y: group.y + group.queues.indexOf(queue) * group.each - this.scroll, height: group.each };
+  }
+
+  // What the upper lanes show -----------------------------------------------------------------------------------------
+
+  /** Per block and level, stretches [start, stop, text, path] of the binding chain that belong to one module. */
+  moduleSpans() {
+    const spans = this.clock.blocks.map(() => Array.from({ length: MODULE_LEVELS }, () => []));
+    for (const [block, start, stop, name] of this.program.chain) {
+      const path = name.split("/");
+      for (let level = 0; level < Math.min(path.length, MODULE_LEVELS); level++) {
+        const list = spans[block][level], key = path.slice(0, level + 1).join("/");
+        const last = list[list.length - 1];
+        if (last && last[1] === start && last[3] === key) last[1] = stop;
+        else list.push([start, stop, path[level], key]);
+      }
+    }
+    return spans;
+  }
+
+  /** Bytes of SRAM in use from each of these cycles on. */
+  sramSteps() {
+    const { first, end, slices, addresses } = this.program.tensors;
+    const change = new Map();
+    const put = (cycle, bytes) => change.set(cycle, (change.get(cycle) || 0) + bytes);
+    for (let i = 0; i < first.length; i++) {
+      const bytes = slices[i] * addresses[i] * this.program.chip.num_lanes;
+      put(first[i], bytes);
+      put(end[i], -bytes);
+    }
+    const cycles = [...change.keys()].sort((a, b) => a - b);
+    let level = 0;
+    return { cycles, bytes: cycles.map((cycle) => (level += change.get(cycle))) };
+  }
+
+  makeDensity(isShown) {
+    return new Density(this.program, this.clock, this.track, this.tracks.length, isShown);
+  }
+
+  /** Marks the rows for which isShown(row) holds; null marks none. */
+  mark(isShown) {
+    this.isMarked = isShown;
+    this.marked = isShown ? this.makeDensity(isShown) : null;
+  }
+
+  // Drawing -----------------------------------------------------------------------------------------------------------
+
+  x(cycle) {
+    const { from, to } = this.app.view;
+    return GUTTER + (cycle - from) * (this.width - GUTTER) / (to - from);
+  }
+
+  cycleAt(x) {
+    const { from, to } = this.app.view;
+    return from + (x - GUTTER) * (to - from) / Math.max(1, this.width - GUTTER);
+  }
+
+  draw() {
+    const { context, width, height } = prepare(this.canvas);
+    Object.assign(this, { width, height });
+    this.layout(height);
+    context.font = "11px system-ui, sans-serif";
+    context.textBaseline = "middle";
+    context.save();
+    context.beginPath();
+    context.rect(GUTTER, 0, width - GUTTER, height);
+    context.clip();
+    context.save();
+    context.beginPath();
+    context.rect(GUTTER, this.top, width - GUTTER, height - this.top);
+    context.clip();
+    const { from, to } = this.app.view;
+    if (this.barsInView(from, to) <= MAX_BARS) this.drawBars(context, from, to);
+    else this.drawDensity(context, from, to);
+    this.drawSelection(context);
+    context.restore();
+    this.drawModules(context, from, to);
+    this.drawCurves(context, from, to);
+    this.drawAxis(context, from, to);
+    this.drawCursor(context, height);
+    context.restore();
+    this.drawLabels(context, height);
+  }
+
+  barsInView(from, to) {
+    let number = 0;
+    this.clock.iterations(from, to, (index, base) => {
+      const block = this.clock.blocks[index], start = this.program.rows.start;
+      const low = lowerBound(start, from - base - this.clock.longest[index], block.first, block.stop);
+      number += lowerBound(start, to - base, low, block.stop) - low;
+    }, 1 + MAX_BARS);
+    return number;
+  }
+
+  drawBars(context, from, to) {
+    const { rows } = this.program, scale = (this.width - GUTTER) / (to - from);
+    const batches = new Map();
+    const put = (color, alpha, x, y, width, height) => {
+      const key = `${color} ${alpha}`;
+      if (!batches.has(key)) batches.set(key, []);
+      batches.get(key).push(x, y, width, height);
+    };
+    const texts = [];
+    const place = this.tracks.map((queue) => this.line(queue));
+    this.clock.iterations(from, to, (index, base) => {
+      const block = this.clock.blocks[index];
+      const low = lowerBound(rows.start, from - base - this.clock.longest[index], block.first, block.stop);
+      for (let row = low; row < block.stop && rows.start[row] + base <= to; row++) {
+        const begin = this.clock.begin[row] + base, end = this.clock.end[row] + base;
+        if (end < from) continue;
+        const { y, height } = place[this.track[rows.queue[row]]];
+        if (y > this.height || y + height < this.top) continue;
+        const x = GUTTER + (begin - from) * scale, width = Math.max(1, (end - begin) * scale);
+        const dim = this.isMarked && !this.isMarked(row) ? 0.18 : 1;
+        const color = kindColor(rows.kind[row]), tall = Math.max(1, height - 1);
+        const gaps = rows.count[row] > 1 && rows.interval[row] > rows.duration[row];
+        put(color, gaps ? 0.35 * dim : dim, x, y, width, tall);
+        if (gaps && rows.interval[row] * scale >= 3) {
+          const first = Math.max(0, Math.floor((from - begin) / rows.interval[row]));
+          for (let k = first; k < rows.count[row]; k++) {
+            const at = x + k * rows.interval[row] * scale;
+            if (at > this.width) break;
+            put(color, dim, at, y, Math.max(1, rows.duration[row] * scale), tall);
+          }
+        }
+        if (width > 40 && height >= 8.5) texts.push([row, x, y + height / 2, width]);
+      }
+    });
+    for (const [key, boxes] of batches) {
+      const [color, alpha] = key.split(" ");
+      context.fillStyle = color;
+      context.globalAlpha = Number(alpha);
+      for (let i = 0; i < boxes.length; i += 4) context.fillRect(boxes[i], boxes[i + 1], boxes[i + 2], boxes[i + 3]);
+    }
+    context.globalAlpha = 1;
+    context.font = "9px system-ui, sans-serif";
+    context.fillStyle = theme.colors.panel;
+    for (const [row, x, y, width] of texts.slice(0, 400)) {
+      const left = Math.max(x, GUTTER) + 3;
+      context.fillText(fitted(this.program.text[row], x + width - left), left, y + 0.5);
+    }
+    context.font = "11px system-ui, sans-serif";
+  }
+
+  /** One pixel row per queue, stretched to the height of its line; the darker, the busier. */
+  drawDensity(context, from, to) {
+    const pixels = Math.max(1, Math.floor(this.width - GUTTER));
+    const picture = new ImageData(pixels, Math.max(1, this.tracks.length));
+    if (this.marked) {
+      this.paint(picture, this.density.shares(from, to, pixels), 0.3);
+      this.paint(picture, this.marked.shares(from, to, pixels), 1);
+    } else {
+      this.paint(picture, this.density.shares(from, to, pixels), 1);
+    }
+    this.image.width = picture.width;
+    this.image.height = picture.height;
+    this.image.getContext("2d").putImageData(picture, 0, 0);
+    context.imageSmoothingEnabled = false;
+    let line = 0;
+    for (const group of this.groups) {
+      const number = group.queues.length;
+      context.drawImage(this.image, 0, line, pixels, number, GUTTER, group.y - this.scroll, pixels, number * group.each);
+      line += number;
+    }
+  }
+
+  paint(picture, shares, strength) {
+    const { width: pixels, data } = picture;
+    this.tracks.forEach((queue, line) => {
+      const kind = this.program.chip.queues[queue][1];
+      const colors = kind === "MEM" ? ["mem-read", "mem-write"] : [this.colorOf(queue)];
+      colors.forEach((name, slot) => {
+        const [red, green, blue] = theme.rgb[name], lane = (2 * line + slot) * pixels;
+        for (let p = 0; p < pixels; p++) {
+          const share = Math.min(1, shares[lane + p]);
+          if (share <= 0.0005) continue;
+          const alpha = strength * (0.25 + 0.75 * share), i = 4 * (line * pixels + p);
+          const rest = (data[i + 3] / 255) * (1 - alpha), sum = alpha + rest;
+          data[i] = (red * alpha + data[i] * rest) / sum;
+          data[i + 1] = (green * alpha + data[i + 1] * rest) / sum;
+          data[i + 2] = (blue * alpha + data[i + 2] * rest) / sum;
+          data[i + 3] = 255 * sum;
+        }
+      });
+    });
+  }
+
+  colorOf(queue) {
+    const [, kind, , index] = this.program.chip.queues[queue];
+    if (kind === "MXM") return index % 3 === 0 ? "mxm-load" : "mxm";
+    return { VXM: "vxm", SXM: "sxm", MEM: "mem-read" }[kind];
+  }
+
+  drawModules(context, from, to) {
+    const scale = (this.width - GUTTER) / (to - from);
+    this.clock.blocks.forEach((block, number) => {
+      const end = block.start + block.iterations * block.period;
+      if (end < from || block.start > to) return;
+      if (block.iterations > 1 && block.period * scale < 34) {
+        const names = this.spans[number][0].map((span) => span[2]).filter((text, i, all) => text[0] !== "(" && all.indexOf(text) === i);
+        this.moduleBox(context, this.x(block.start), this.x(end), 0, `${count(block.iterations)} x ${names.join(", ")}`, number);
+        return;
+      }
+      this.clock.iterations(from, to, (index, base) => {
+        if (index !== number) return;
+        this.spans[number].forEach((list, level) => {
+          let drawn = -1, box = 0;
+          for (const [start, stop, text] of list) {
+            const left = this.x(base + start), right = this.x(base + Math.min(stop, block.cycles));
+            box++;
+            if (right < GUTTER || left > this.width || right - drawn < 0.6) continue;
+            this.moduleBox(context, Math.max(left, drawn), right, level, text, box);
+            drawn = right;
+          }
+        });
+      });
+    });
+  }
+
+  moduleBox(context, left, right, level, text, parity) {
+    const y = AXIS + level * MODULE_LANE, width = right - left;
+    context.fillStyle = theme.colors[parity % 2 ? "module-a" : "module-b"];
+    context.fillRect(left, y, Math.max(0.5, width - (width > 3 ? 1 : 0)), MODULE_LANE - 1);
+    const start = Math.max(left, GUTTER);
+    if (right - start > 26) {
+      context.fillStyle = theme.colors.ink;
+      context.fillText(fitted(text, right - start - 4), start + 3, y + MODULE_LANE / 2);
+    }
+  }
+
+  curveTop(index) {
+    return AXIS + MODULE_LEVELS * MODULE_LANE + 4 + index * CURVE_LANE;
+  }
+
+  /** Streams in use (the most of a pixel) and SRAM in use; full height is the chip's limit. */
+  drawCurves(context, from, to) {
+    const pixels = Math.max(1, Math.floor(this.width - GUTTER)), step = (to - from) / pixels, room = CURVE_LANE - 3;
+    context.fillStyle = theme.colors.other;
+    for (let curve = 0; curve < this.curves; curve++) {
+      const values = this.streamCurve(curve, from, step, pixels), bottom = this.curveTop(curve) + room + 1;
+      for (let p = 0; p < pixels; p++) {
+        if (!values[p]) continue;
+        const high = Math.max(1, room * values[p] / this.program.chip.streams);
+        context.fillRect(GUTTER + p, bottom - high, 1, high);
+      }
+    }
+    const bottom = this.curveTop(this.curves) + room + 1, capacity = this.program.report.sram_capacity_bytes;
+    const { cycles, bytes } = this.sram;
+    for (let i = Math.max(0, lowerBound(cycles, from, 0, cycles.length) - 1); i < cycles.length && cycles[i] <= to; i++) {
+      const left = Math.max(GUTTER, this.x(cycles[i])), right = i + 1 < cycles.length ? this.x(cycles[i + 1]) : this.width;
+      const high = room * bytes[i] / capacity;
+      context.fillRect(left, bottom - high, right - left, high);
+    }
+  }
+
+  /** The most streams in use in each pixel; `streams` holds one iteration of each block after the other. */
+  streamCurve(curve, from, step, pixels) {
+    const found = new Float32Array(pixels), total = this.clock.blocks.reduce((sum, block) => sum + block.length, 0);
+    let first = curve * total;
+    for (const block of this.clock.blocks) {
+      const period = Math.max(1, block.period), end = block.start + block.iterations * period;
+      const low = Math.max(0, Math.floor((block.start - from) / step)), high = Math.min(pixels, Math.ceil((end - from) / step));
+      for (let p = low; p < high; p++) {
+        const begin = Math.max(0, from + p * step - block.start), stop = Math.min(end - block.start, begin + Math.max(1, step));
+        const stride = Math.max(1, Math.floor((stop - begin) / 24));
+        for (let c = Math.floor(begin); c < stop; c += stride) {
+          found[p] = Math.max(found[p], this.program.streams[first + (c % period)]);
+        }
+      }
+      first += block.length;
+    }
+    return found;
+  }
+
+  drawAxis(context, from, to) {
+    context.fillStyle = theme.colors.panel;
+    context.fillRect(GUTTER, 0, this.width - GUTTER, AXIS);
+    context.fillStyle = theme.colors.dim;
+    context.strokeStyle = theme.colors.line;
+    context.lineWidth = 1;
+    const rough = (to - from) * 90 / Math.max(1, this.width - GUTTER);
+    const power = 10 ** Math.floor(Math.log10(Math.max(1, rough)));
+    const step = Math.max(1, [1, 2, 5, 10].find((each) => each * power >= rough) * power);
+    context.beginPath();
+    for (let cycle = Math.ceil(from / step) * step; cycle <= to; cycle += step) {
+      const x = Math.round(this.x(cycle)) + 0.5;
+      context.moveTo(x, AXIS - 5);
+      context.lineTo(x, AXIS);
+      context.fillText(count(cycle), x + 3, AXIS / 2 - 1);
+    }
+    context.stroke();
+  }
+
+  drawCursor(context, height) {
+    const x = this.x(this.app.view.cycle + 0.5);
+    context.strokeStyle = theme.colors.mark;
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.moveTo(x, 4);
+    context.lineTo(x, height);
+    context.stroke();
+    context.fillStyle = theme.colors.mark;
+    context.beginPath();
+    context.moveTo(x - 5, 0);
+    context.lineTo(x + 5, 0);
+    context.lineTo(x, 7);
+    context.fill();
+  }
+
+  drawSelection(context) {
+    const { row, base } = this.app.view;
+    if (row === null) return;
+    const { y, height } = this.line(this.program.rows.queue[row]);
+    const left = this.x(this.clock.begin[row] + base), right = this.x(this.clock.end[row] + base);
+    context.strokeStyle = theme.colors.ink;
+    context.lineWidth = 1.5;
+    context.strokeRect(left - 1, y - 1.5, Math.max(3, right - left + 2), height + 2);
+  }
+
+  drawLabels(context, height) {
+    context.fillStyle = theme.colors.dim;
+    context.textAlign = "right";
+    const name = (text, y) => context.fillText(text, GUTTER - 8, y);
+    name("module", AXIS + MODULE_LANE / 2);
+    ["streams → west", "→ east", "← west", "← east"].slice(0, this.curves).forEach((text, i) => {
+      name(text, this.curveTop(i) + CURVE_LANE / 2);
+    });
+    name("SRAM", this.curveTop(this.curves) + CURVE_LANE / 2);
+    context.save();
+    context.beginPath();
+    context.rect(0, this.top, GUTTER, height - this.top);
+    context.clip();
+    for (const group of this.groups) {
+      const top = group.y - this.scroll, tall = group.each * group.queues.length;
+      context.strokeStyle = theme.colors.line;
+      context.beginPath();
+      context.moveTo(0, top - GROUP_GAP / 2 + 0.5);
+      context.lineTo(GUTTER, top - GROUP_GAP / 2 + 0.5);
+      context.stroke();
+      const detailed = group.each >= 9;
+      context.textAlign = "left";
+      context.fillStyle = theme.colors.ink;
+      context.fillText(group.name, 8, this.isTall || tall < 24 ? top + 6 : top + tall / 2);
+      context.textAlign = "right";
+      context.fillStyle = theme.colors.dim;
+      context.font = "9px system-ui, sans-serif";
+      if (detailed) group.queues.forEach((queue, i) => name(this.shortName(queue), top + (i + 0.5) * group.each));
+      else if (tall > 30) [0, group.queues.length - 1].forEach((i) => name(this.shortName(group.queues[i]), top + (i ? tall - 5 : 5)));
+      context.font = "11px system-ui, sans-serif";
+    }
+    context.restore();
+    context.textAlign = "left";
+    if (this.bottom > height) { // a thumb that shows how far the queues are scrolled
+      const room = height - this.top, share = room / (this.bottom - this.top);
+      context.fillStyle = theme.colors.line;
+      context.fillRect(this.width - 4, this.top + this.scroll * share, 3, room * share);
+    }
+  }
+
+  shortName(queue) {
+    const [, kind, hemisphere, index] = this.program.chip.queues[queue];
+    if (kind === "MXM") return `${Math.floor(index / 3)} ${["weights", "act.", "result"][index % 3]}`;
+    if (kind === "SXM") return sxmUnit(this.program.chip, index);
+    return kind === "MEM" ? `${hemisphere ? "E" : "W"}${index}` : `ALU ${index}`;
+  }
+
+  /** The whole program as a strip: module blocks, the groups' densities, and the part that is in view. */
+  drawOverview() {
+    const { context, width, height } = prepare(this.overview);
+    const pixels = Math.max(1, Math.floor(width - GUTTER)), cycles = this.clock.cycles;
+    const shares = this.density.shares(0, cycles, pixels);
+    const each = (height - 4) / Math.max(1, this.groups.length);
+    let line = 0;
+    this.groups.forEach((group, index) => {
+      for (const slot of [0, 1]) {
+        const color = slot ? "mem-write" : this.colorOf(group.queues[group.kind === "MXM" ? Math.min(1, group.queues.length - 1) : 0]);
+        context.fillStyle = theme.colors[color];
+        for (let p = 0; p < pixels; p++) {
+          let sum = 0;
+          for (let i = 0; i < group.queues.length; i++) sum += Math.min(1, shares[(2 * (line + i) + slot) * pixels + p]);
+          if (!sum) continue;
+          context.globalAlpha = Math.min(1, 0.12 + 2 * sum / group.queues.length);
+          context.fillRect(GUTTER + p, 2 + index * each, 1, each - 0.5);
+        }
+      }
+      line += group.queues.length;
+    });
+    context.globalAlpha = 1;
+    context.font = "11px system-ui, sans-serif";
+    context.fillStyle = theme.colors.dim;
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    context.fillText("whole program", GUTTER - 8, height / 2);
+    const place = (cycle) => GUTTER + cycle * (width - GUTTER) / cycles;
+    const left = place(this.app.view.from), right = Math.max(left + 3, place(this.app.view.to));
+    context.fillStyle = theme.colors.panel;
+    context.globalAlpha = 0.65;
+    context.fillRect(GUTTER, 0, left - GUTTER, height);
+    context.fillRect(right, 0, width - right, height);
+    context.globalAlpha = 1;
+    context.strokeStyle = theme.colors.accent;
+    context.lineWidth = 1.5;
+    context.strokeRect(left, 1, right - left - 1, height - 2);
+    context.fillStyle = theme.colors.mark;
+    context.fillRect(place(this.app.view.cycle), 0, 1.5, height);
+  }
+
+  // Hands -------------------------------------------------------------------------------------------------------------
+
+  listen() {
+    const canvas = this.canvas;
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      const step = event.deltaMode === 1 ? 30 : 1;
+      if (event.offsetX < GUTTER) this.scrollBy(event.deltaY * step);
+      else if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) this.pan((event.deltaX || event.deltaY) * step);
+      else this.app.zoom(2 ** (event.deltaY * step / 300), this.cycleAt(event.offsetX));
+    }, { passive: false });
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.grip = { x: event.offsetX, y: event.offsetY, moved: false };
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!this.grip) return this.showTip(event);
+      const dx = this.grip.x - event.offsetX, dy = this.grip.y - event.offsetY;
+      if (!this.grip.moved && Math.abs(dx) + Math.abs(dy) < 4) return undefined;
+      this.grip = { x: event.offsetX, y: event.offsetY, moved: true };
+      this.app.hideTip();
+      this.pan(dx);
+      this.scrollBy(dy);
+      return undefined;
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      const moved = this.grip && this.grip.moved;
+      this.grip = null;
+      if (!moved) this.click(event);
+    });
+    canvas.addEventListener("pointerleave", () => this.app.hideTip());
+    canvas.addEventListener("dblclick", () => this.app.zoomToRow());
+    const seek = (event) => {
+      const share = (event.offsetX - GUTTER) / (this.overview.clientWidth - GUTTER);
+      const { from, to } = this.app.view, middle = share * this.clock.cycles;
+      this.app.show(middle - (to - from) / 2, middle + (to - from) / 2);
+    };
+    const choose = (event) => {
+      const cycles = [this.press.x, event.offsetX].map((x) => (x - GUTTER) / (this.overview.clientWidth - GUTTER) * this.clock.cycles);
+      this.app.show(Math.min(...cycles), Math.max(...cycles));
+    };
+    this.overview.addEventListener("pointerdown", (event) => {
+      this.overview.setPointerCapture(event.pointerId);
+      this.press = { x: event.offsetX, moved: false };
+    });
+    this.overview.addEventListener("pointermove", (event) => {
+      if (!this.press || Math.abs(event.offsetX - this.press.x) < 4) return;
+      this.press.moved = true;
+      choose(event);
+    });
+    this.overview.addEventListener("pointerup", (event) => {
+      if (this.press && !this.press.moved) seek(event);
+      this.press = null;
+    });
+  }
+
+  pan(pixels) {
+    const { from, to } = this.app.view, cycles = pixels * (to - from) / Math.max(1, this.width - GUTTER);
+    this.app.show(from + cycles, to + cycles);
+  }
+
+  setTall(isTall) {
+    this.isTall = isTall;
+    this.app.invalidate("timeline");
+  }
+
+  scrollBy(pixels) {
+    this.scroll = Math.max(0, Math.min(this.scroll + pixels, this.bottom - this.height));
+    this.app.invalidate("timeline");
+  }
+
+  /** {row, base, iteration} at a point, the nearest one within three pixels. */
+  hit(x, y) {
+    const group = this.groups.find((each) => y + this.scroll >= each.y && y + this.scroll < each.y + each.each * each.queues.length);
+    if (x < GUTTER || y < this.top || !group) return null;
+    const queue = group.queues[Math.floor((y + this.scroll - group.y) / group.each)];
+    const cycle = this.cycleAt(x), slack = this.cycleAt(x + 3) - cycle;
+    let best = null, distance = Infinity;
+    this.clock.iterations(cycle - slack, cycle + slack, (number, base, iteration) => {
+      const list = this.byQueue[number][queue], start = this.program.rows.start;
+      let low = 0, high = list.length;
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (start[list[middle]] + base + this.clock.longest[number] < cycle - slack) low = middle + 1;
+        else high = middle;
+      }
+      for (let i = low; i < list.length && start[list[i]] + base <= cycle + slack; i++) {
+        const row = list[i], begin = this.clock.begin[row] + base, end = this.clock.end[row] + base;
+        const far = Math.max(0, begin - cycle, cycle - end);
+        if (far <= slack && far <= distance) {
+          best = { row, base, iteration };
+          distance = far;
+        }
+      }
+    }, 50);
+    return best;
+  }
+
+  /** The module whose stretch is at a point of the upper lanes. */
+  moduleAt(x, y) {
+    const level = Math.floor((y - AXIS) / MODULE_LANE);
+    if (x < GUTTER || level < 0 || level >= MODULE_LEVELS) return null;
+    const { block, elapsed } = this.clock.place(this.cycleAt(x));
+    return (this.spans[block] ? this.spans[block][level].find(([start, stop]) => start <= elapsed && elapsed < stop) : null) || null;
+  }
+
+  click(event) {
+    this.canvas.focus();
+    const found = this.hit(event.offsetX, event.offsetY);
+    const module = found ? null : this.moduleAt(event.offsetX, event.offsetY);
+    if (found) this.app.select(found.row, found.iteration);
+    else if (module) this.app.markModule(module[3]);
+    else if (event.offsetX > GUTTER) this.app.goTo(Math.floor(this.cycleAt(event.offsetX)));
+  }
+
+  showTip(event) {
+    const found = this.hit(event.offsetX, event.offsetY), module = found ? null : this.moduleAt(event.offsetX, event.offsetY);
+    if (found) this.app.tip(event, this.app.describe(found.row, found.base));
+    else if (module) this.app.tip(event, `${module[3]}\n${count(module[1] - module[0])} cycles of the binding chain`);
+    else this.app.hideTip();
+  }
+}
