@@ -1,4 +1,5 @@
-"""The command `lpu-jax`: `generate` makes a language model speak through an emulated chip, `chips` lists the chips."""
+"""The command `lpu-jax`: `generate` makes a language model speak through an emulated chip, `profile` shows where the
+cycles of a program go, `chips` lists the chips."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from lpu_jax.cli_profile import add_profile
 from lpu_jax.quality.command import add_parser as add_quality
 from lpu_jax.runtime.chip import PRESETS, ChipSpec, chip_by_name
 from lpu_jax.runtime.errors import LpuError
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    add_profile(commands)
     add_quality(commands)
     chips = commands.add_parser("chips", help="list the chips", description="Lists the chips and their figures.")
     chips.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
