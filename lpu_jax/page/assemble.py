@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lpu_jax.page.data import page_data
 from lpu_jax.page.pack import pack
+from lpu_jax.report.events import IntArray
 
 if TYPE_CHECKING:
     from lpu_jax.report import Report
@@ -36,7 +38,11 @@ def write_html(compiled: Compiled, path: str | os.PathLike[str], report: Report 
 def page_text(compiled: Compiled, report: Report | None = None) -> str:
     """The page as text. Equal programs have equal pages."""
     report = compiled.report() if report is None else report
-    head, columns = page_data(compiled, report)
+    return render(report, *page_data(compiled, report))
+
+
+def render(report: Report, head: Mapping[str, Any], columns: Mapping[str, IntArray]) -> str:
+    """The page of these data, see `page_data`."""
     scripts = "\n".join(f"<script>\n{_file(f'script/{name}.js')}</script>" for name in SCRIPTS)
     parts = {
         "title": html.escape(f"{report.name} on {report.chip}"),

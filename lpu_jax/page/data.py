@@ -78,6 +78,7 @@ def chip_layout(chip: ChipSpec) -> dict[str, Any]:
         "alus": chip.num_alus,
         "planes": chip.num_planes,
         "mxm_rows": chip.num_mxm_rows,
+        "load_streams": chip.num_streams_per_load,
         "accumulators": chip.num_accumulator_vectors,
         "install_cycles": chip.mxm_install_tail_cycles,
         "transposers": chip.num_transposers,

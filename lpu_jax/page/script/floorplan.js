@@ -39,46 +39,60 @@ class FloorPlan {
 
   // Planes ----------------------------------------------------------------------------------------------------------
 
-  /** LW and IW rows of each plane and block, in order of issue: [hemisphere][plane][block]. */
+  /** LW and IW rows of each plane and block, in order of issue: [hemisphere][plane][block]. A tile wider than a byte is
+      loaded and installed on the first plane of a pair and fills both. */
   planeRows() {
     const { rows, chip } = this.program;
     const made = [0, 1].map(() => Array.from({ length: chip.planes }, () => this.clock.blocks.map(() => [])));
+    const isWide = [0, 1].map(() => new Array(chip.planes).fill(false)); // the last tile that was loaded on a plane
+    this.longestLoad = 0;
     this.clock.blocks.forEach((block, number) => {
       for (let row = block.first; row < block.stop; row++) {
-        if (rows.opcode[row] !== OPCODE.LW && rows.opcode[row] !== OPCODE.IW) continue;
+        const opcode = rows.opcode[row];
+        if (opcode !== OPCODE.LW && opcode !== OPCODE.IW) continue;
         const [, , hemisphere, index] = chip.queues[rows.queue[row]], plane = Math.floor(index / 3);
-        for (let i = 0; i < rows.ports[row]; i++) made[hemisphere][(plane + i) % chip.planes][number].push(row);
+        if (opcode === OPCODE.LW) {
+          isWide[hemisphere][plane] = rows.loop[row] < chip.load_streams;
+          this.longestLoad = Math.max(this.longestLoad, rows.count[row] * rows.interval[row]);
+        }
+        const covered = isWide[hemisphere][plane] ? chip.planes : 1;
+        for (let i = 0; i < covered; i++) made[hemisphere][(plane + i) % chip.planes][number].push(row);
       }
     });
     return made;
   }
 
-  /** {loaded, installed, row}: rows of weights in the buffer and in the plane before a cycle, and the row that installed. */
+  /** {loaded, installed, row}: rows of weights in the buffer and in the plane at a cycle, and the row that installed. */
   planeAt(hemisphere, plane, cycle) {
-    const state = { loaded: 0, installed: 0, row: -1 }, lists = this.planes[hemisphere][plane], rows = this.program.rows;
-    let installs = 0;
+    const lists = this.planes[hemisphere][plane], rows = this.program.rows, installs = [], loads = [];
+    let oldest = -Infinity; // loads that end before this cycle no longer matter
     for (const [number, base] of this.before(cycle)) {
       const list = lists[number];
       for (let i = list.length - 1; i >= 0; i--) {
-        const row = list[i], since = cycle - base - rows.start[row];
-        if (since < 0) continue;
-        if (rows.opcode[row] === OPCODE.IW) {
-          if (++installs === 1) state.row = row;
-          if (installs === 2) return this.capped(state);
-          continue;
+        const row = list[i], at = base + rows.start[row];
+        if (at > cycle) continue;
+        if (at < oldest) return this.weights(cycle, installs, loads);
+        if (rows.opcode[row] === OPCODE.LW) {
+          loads.push([row, at]);
+        } else {
+          installs.push([row, at]);
+          if (installs.length === 2) oldest = at - this.longestLoad;
         }
-        const done = Math.min(rows.count[row], Math.floor(since / rows.interval[row]) + 1) * rows.loop[row];
-        if (installs) state.installed += done;
-        else state.loaded += done;
       }
     }
-    return this.capped(state);
+    return this.weights(cycle, installs, loads);
   }
 
-  capped(state) {
-    state.loaded = Math.min(state.loaded, this.chip.mxm_rows);
-    state.installed = Math.min(state.installed, this.chip.mxm_rows);
-    return state;
+  /** Loads after the last install are in the buffer, those between the last two in the plane. */
+  weights(cycle, installs, loads) {
+    const rows = this.program.rows, [last, earlier] = [0, 1].map((i) => (installs[i] ? installs[i][1] : -Infinity));
+    const until = (row, at, moment) => Math.max(0, Math.min(rows.count[row], Math.floor((moment - at) / rows.interval[row]) + 1));
+    const sum = (from, to) => loads.reduce((all, [row, at]) => all + rows.loop[row] * (until(row, at, to) - until(row, at, from)), 0);
+    return {
+      loaded: Math.min(this.chip.mxm_rows, sum(last, cycle)),
+      installed: installs.length ? Math.min(this.chip.mxm_rows, sum(earlier, last)) : 0,
+      row: installs.length ? installs[0][0] : -1,
+    };
   }
 
   /** [block, base] of iterations that began at or before a cycle, the latest first; of a loop the last three. */
