@@ -28,6 +28,7 @@ from lpu_jax.runtime.errors import SramOverflowError
 from lpu_jax.runtime.host_runs import split
 from lpu_jax.runtime.ops import GraphLike
 from lpu_jax.runtime.program import Program
+from lpu_jax.runtime.progress import progress
 
 
 def compile_graph(
@@ -44,11 +45,15 @@ def compile_graph(
     Raises:
       SramOverflowError: the values do not fit.
     """
-    graph = roll(graph)
-    allocated = _allocate(graph, chip, dict(donated or {}))
-    plan = schedule(allocated, num_orders=num_orders)
-    verify_schedule(plan)
-    program = emit(plan)
+    with progress("Compiling", total=4) as bar:
+        graph = roll(graph)
+        bar.to(1)
+        allocated = _allocate(graph, chip, dict(donated or {}))
+        bar.to(2)
+        plan = schedule(allocated, num_orders=num_orders)
+        verify_schedule(plan)
+        bar.to(3)
+        program = emit(plan)
     return CompiledGraph(graph=graph, tile_graph=allocated.tiles, allocated=allocated, schedule=plan, program=program)
 
 

@@ -19,6 +19,7 @@ from lpu_jax.cli_profile import add_profile
 from lpu_jax.quality.command import add_parser as add_quality
 from lpu_jax.runtime.chip import PRESETS, ChipSpec, chip_by_name
 from lpu_jax.runtime.errors import LpuError
+from lpu_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
     from lpu_jax.generate import Result
@@ -199,10 +200,8 @@ def _write(text: str) -> None:
 
 
 def _status(text: str) -> contextlib.AbstractContextManager[Any]:
-    """A spinner on standard error if that is a terminal."""
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    return Console(stderr=True).status(text)
+    """Says what is being done, on standard error if that is a terminal."""
+    return progress(text.capitalize())
 
 
 def _print_result(result: Result) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lpu_jax.runtime.chip import PRESETS, ChipSpec, chip_by_name
+from lpu_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
-    from lpu_jax.stages import Compiled
+    from lpu_jax.stages import Compiled, Lowered
+    from lpu_jax.transform import LpuFunction
 
 MODELS = ("smollm2", "smollm2-prefill", "bert-layer")
 """Names of `lpu_jax.models.shipped.SHIPPED`, which takes a second to import."""
@@ -112,8 +114,9 @@ def _compile(arguments: argparse.Namespace) -> Compiled:
             raise ValueError(f"{arguments.target!r} has its own arguments; --shapes and --resident are for functions")
         if arguments.context < 1:
             raise ValueError(f"--context {arguments.context} is not 1 or more")
-        function, args = SHIPPED[arguments.target][1](chip or chip_by_name("groqchip1"), arguments.context)
-        return function.lower(*args).compile()
+        with progress(f"Making {arguments.target}"):
+            function, args = SHIPPED[arguments.target][1](chip or chip_by_name("groqchip1"), arguments.context)
+        return _lower(function, args, {}).compile()
     if ":" not in arguments.target:
         raise ValueError(
             f"{arguments.target!r} is no model of this package ({', '.join(MODELS)}); name a function as "
@@ -122,4 +125,9 @@ def _compile(arguments: argparse.Namespace) -> Compiled:
     from lpu_jax.targets import resolve
 
     function, args, kwargs = resolve(arguments.target, arguments.shapes, chip, arguments.resident)
-    return function.lower(*args, **kwargs).compile()
+    return _lower(function, args, kwargs).compile()
+
+
+def _lower(function: LpuFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
+    with progress("Tracing and lowering"):
+        return function.lower(*args, **kwargs)

@@ -141,4 +141,5 @@ def _on_chip(function: Any, chip: ChipSpec | None, resident: Sequence[int]) -> L
         return lpu(function, resident_argnums=tuple(resident), chip=groqchip1 if chip is None else chip)
     if resident:
         raise TargetError("--resident is for plain functions; this one has its own resident_argnums")
-    return function if chip is None else LpuFunction(function.__wrapped__, replace(function.options, chip=chip))
+    found: LpuFunction = function
+    return found if chip is None else LpuFunction(found.__wrapped__, replace(found.options, chip=chip))

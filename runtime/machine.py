@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lpu_jax.runtime.errors import ProgramError
 from lpu_jax.runtime.isa import stream_name
 from lpu_jax.runtime.program import Program
+from lpu_jax.runtime.progress import progress
 from lpu_jax.runtime.sram import Sram
 from lpu_jax.runtime.streams import Drives, StreamHazardError, Streams
 from lpu_jax.runtime.units.decode import Decoder, Event
@@ -70,11 +71,13 @@ def run(program: Program, sram: Sram, *, trace: bool = False) -> RunResult:
         raise ProgramError(f"program for chip {program.chip.name!r}, SRAM of chip {sram.chip.name!r}")
     machine = Machine(program, sram)
     parts = []
-    for window in windows(program, machine.decoded, machine.streams.num_slots, machine.streams.num_streams):
-        machine.run_window(window)
-        if trace:
-            parts.append(window)
-    machine.finish()
+    with progress("Running the machine", total=completion_cycles(program)) as bar:
+        for window in windows(program, machine.decoded, machine.streams.num_slots, machine.streams.num_streams):
+            machine.run_window(window)
+            bar.to(machine.now)
+            if trace:
+                parts.append(window)
+        machine.finish()
     return RunResult(
         cycles=machine.units.finish_cycle + program.chip.skew_cycles,
         finish_cycle=machine.units.finish_cycle,

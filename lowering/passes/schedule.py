@@ -25,6 +25,7 @@ from lpu_jax.lowering.passes.tile_close import select_vectors
 from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp, num_parts
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.progress import progress
 
 LATER = 128
 """Sums are read after the products that are this much less urgent: results find gaps between loads, while a load does
@@ -218,11 +219,13 @@ def _list_schedule(allocated: AllocatedGraph, work: _Work, priorities: Sequence[
     missing = [len(found) for found in work.before]
     scheduler = _Scheduler(allocated, work, priorities)
     scheduler.queue(i for i, count in enumerate(missing) if count == 0)
-    while scheduler.ready:
-        for index in scheduler.next():
-            for successor in work.after[index]:
-                missing[successor] -= 1
-                scheduler.queue([successor] if missing[successor] == 0 else [])
+    with progress("Scheduling", total=len(missing)) as bar:
+        while scheduler.ready:
+            for index in scheduler.next():
+                bar.advance()
+                for successor in work.after[index]:
+                    missing[successor] -= 1
+                    scheduler.queue([successor] if missing[successor] == 0 else [])
     ops = [op for op in scheduler.placed if op is not None]
     assert len(ops) == len(work.templates), "the dependences of a block form no cycle"
     return ScheduledBlock(tuple(ops), block_cycles(allocated.tiles.chip, ops), work.num_iterations)

