@@ -118,6 +118,7 @@ class Costs:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "macs": self.macs,
+            "sram_formats": self.sram_formats,
             "tree": tree_records(self.tree),
             "timeline": {
                 "edges": line.edges.tolist(),

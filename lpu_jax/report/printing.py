@@ -115,6 +115,9 @@ def _summary(report: Report) -> Table:
     table.add_row("model", f"{report.model_flops:,}", "operations as written")
     table.add_row("accumulators", "", report.accumulators)
     table.add_row("SRAM", f"{report.sram_used_bytes:,}", f"of {report.sram_capacity_bytes:,} bytes")
+    table.add_row(
+        "one call", f"{report.total_seconds * 1e6:,.2f}", "us: PCIe in, the cycles, PCIe out, one after the other"
+    )
     for way, size, seconds in (
         ("PCIe in", report.pcie_in_bytes, report.pcie_in_seconds),
         ("PCIe out", report.pcie_out_bytes, report.pcie_out_seconds),
@@ -243,6 +246,10 @@ def _sum_widths(report: Report) -> Table:
 
 def _sram(report: Report) -> Table:
     table = _table("SRAM", "what", "hemisphere", "#bytes")
+    line = report.costs.timeline.sram_bytes / max(1, report.sram_capacity_bytes)
+    table.add_row("in use over time", Text(_bar(line)), f"{int(report.costs.timeline.sram_bytes.max(initial=0)):,}")
+    for number_format, size in sorted(report.costs.sram_formats.items()):
+        table.add_row(f"all {number_format}", "", f"{size:,}")
     for name, hemisphere, size in report.sram_map[:_MAX_ROWS]:
         table.add_row(Text(name), hemisphere, f"{size:,}")
     rest = report.sram_map[_MAX_ROWS:]

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lpu_jax.lowering.analysis.dependency_bound import Link
-from lpu_jax.report import printing
+from lpu_jax.report import exports, printing
+from lpu_jax.report.assumptions import assumptions_of
 from lpu_jax.report.costs import Costs, measure
+from lpu_jax.report.events import IntArray, program_rows
 from lpu_jax.report.host import HostCosts, host_costs, pcie_seconds
-from lpu_jax.report.tree import Node, tree_records
+from lpu_jax.report.timeline import unit_timeline
+from lpu_jax.report.tree import Node
 from lpu_jax.runtime.widths import SumWidth
 from lpu_jax.transform import LpuFunction, lpu
 
@@ -134,21 +137,38 @@ class Report:
         """The report as one JSON object."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The tree as flat records, parents first: path, depth, wall cycles and their share, busy cycles by kind."""
-        return tree_records(self.tree)
+    def records(self, what: str = "tree") -> list[dict[str, Any]]:
+        """One part of the report as flat records.
 
-    def to_csv(self) -> str:
-        """The tree as comma-separated text with a header."""
-        return printing.csv_text(self.records())
+        Args:
+          what: "tree" (modules and source lines, parents first), "blocks", "units", "timeline", "tensors", "chain" (the
+            binding chain) or "dependencies" (the chain of the dependency bound).
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The tree as a data frame, one row per module or source line.
+        Raises:
+          ValueError: another word.
+        """
+        return exports.records(self, what)
+
+    def to_csv(self, what: str = "tree") -> str:
+        """One part of the report, as in `records`, as comma-separated text with a header."""
+        return printing.csv_text(self.records(what))
+
+    def to_pandas(self, what: str = "tree") -> pandas.DataFrame:
+        """One part of the report, as in `records`, as a data frame.
 
         Raises:
           ImportError: pandas is not installed.
+          ValueError: an unknown part.
         """
-        return printing.data_frame(self.records())
+        return printing.data_frame(self.records(what))
+
+    def units_over_time(self, num_bins: int = 100) -> tuple[IntArray, dict[str, IntArray]]:
+        """(edges of the bins in cycles [bins + 1], busy cycles in each bin [bins] by name of the unit).
+
+        Raises:
+          ValueError: the report was pickled, so the program is no longer with it.
+        """
+        return unit_timeline(program_rows(self._program().compiled_graph.program), self.cycles, num_bins)
 
     def tables(self) -> Group:
         """The report for a rich console."""
@@ -170,11 +190,14 @@ class Report:
         Raises:
           ValueError: the report was pickled, so the program is no longer with it.
         """
-        if self.compiled is None:
-            raise ValueError(f"the report of {self.name!r} has lost its program; use Compiled.write_html")
         from lpu_jax.page import write_html  # needs the compiler's text forms
 
-        write_html(self.compiled, path, self)
+        write_html(self._program(), path, self)
+
+    def _program(self) -> Compiled:
+        if self.compiled is None:
+            raise ValueError(f"the report of {self.name!r} was pickled and has lost its program; make it anew")
+        return self.compiled
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the program, which holds functions that cannot be pickled."""
@@ -193,6 +216,7 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
     utilization: Any = costs["utilization"]
     bounds: Any = costs["resource_bounds"]
     tensor_names = [name for name, *_ in memory.memory_map]
+    measured = measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names)
     return Report(
         name=compiled.traced.fun_name,
         chip=chip.name,
@@ -215,12 +239,8 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
         pcie_out_seconds=pcie_seconds(chip, sent),
         model_flops=int(compiled.lowered.cost_analysis()["flops"]),
         accumulators=_ACCUMULATORS[compiled.traced.options.accumulation],
-        costs=measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names),
-        assumptions=(
-            *(f"{chip.name}: {text}" for text in chip.assumptions),
-            f"clock {chip.clock_hz / 1e6:,.0f} MHz; cost rules where nothing is published: docs/assumptions.md",
-            "resident arguments are in SRAM before the first cycle; loading them is not counted",
-        ),
+        costs=measured,
+        assumptions=assumptions_of(compiled.program, tuple(measured.macs)),
         host=host_costs(compiled.compiled_graph, trip_counts),
         compiled=compiled,
     )

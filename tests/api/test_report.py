@@ -14,6 +14,7 @@ import pytest
 import lpu_jax
 from lpu_jax.lowering.passes.tile_close import select_vectors
 from lpu_jax.lowering.tile_ir import num_parts
+from lpu_jax.report import exports
 from lpu_jax.report.events import UNIT_KINDS
 from lpu_jax.report.memory import _parts
 from lpu_jax.report.tree import roll_up
@@ -256,6 +257,57 @@ def test_exports_hold_the_same_tree(report):
     leaves = frame[frame["is_leaf"]]
     assert leaves["wall_cycles"].sum() == report.cycles
     assert leaves["busy_alu"].sum() == report.costs.busy_cycles["alu"]
+
+
+def test_every_part_exports_and_adds_up(report):
+    frames = {what: report.to_pandas(what) for what in exports.KINDS}
+    for what, frame in frames.items():
+        assert (
+            len(list(csv.DictReader(io.StringIO(report.to_csv(what))))) == len(frame) == len(report.records(what)) > 0
+        )
+    assert frames["blocks"]["total_cycles"].sum() + report.costs.skew_cycles == report.cycles
+    assert (frames["units"]["busy_cycles"] + frames["units"]["idle_cycles"] == report.cycles).all()
+    line = frames["timeline"]
+    widths = line["end_cycle"] - line["first_cycle"]
+    assert widths.sum() == report.cycles
+    assert (line["use_alu"] * widths).sum() * report.costs.num_units["alu"] == pytest.approx(
+        report.costs.busy_cycles["alu"]
+    )
+    assert frames["tensors"]["num_bytes"].sum() == sum(report.costs.sram_formats.values())
+    assert frames["dependencies"]["cycles"].sum() == report.dependency_bound_cycles
+    with pytest.raises(ValueError, match="'trees' is no part of a report; use one of tree, blocks, units"):
+        report.records("trees")
+
+
+def test_units_over_time_are_the_units_and_their_kinds(report):
+    costs = report.costs
+    edges, busy = report.units_over_time(100)
+    np.testing.assert_array_equal(edges, costs.timeline.edges)
+    assert {unit.name: unit.busy_cycles for unit in costs.units} == {name: line.sum() for name, line in busy.items()}
+    kinds = {unit.name: unit.kind for unit in costs.units}
+    for index, kind in enumerate(UNIT_KINDS):
+        together = sum(line for name, line in busy.items() if kinds[name] == kind)
+        np.testing.assert_array_equal(together, costs.timeline.busy[index])
+    assert all((line <= np.diff(edges)).all() for line in busy.values())
+
+
+def test_assumptions_are_those_that_the_program_uses(report):
+    def of(function, *shapes, chip="groqchip1"):
+        arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        return " | ".join(lpu_jax.lpu(function, chip=chip).lower(*arguments).compile().report().assumptions)
+
+    everything = " | ".join(report.assumptions)
+    assert "accumulators keep the sum over all of K" in everything
+    assert "delivered again in every trip" in everything
+    plain = of(lambda x: x + 1, ((4, 8), jnp.float32), chip="lp30")
+    assert "lp30: clock 1.46 GHz" in plain
+    for text in ("accumulators", "trip", "Gather", "ALUs that a function takes", "significands"):
+        assert text not in plain
+    assert "ALUs that a function takes: log 2" in of(jnp.log, ((4, 8), jnp.float32))
+    assert "unpublished for bf16 x int8" in of(
+        lambda x, w: jax.lax.dot(x, w, preferred_element_type=jnp.float32), ((4, 8), jnp.bfloat16), ((8, 8), jnp.int8)
+    )
+    assert "fp16 x fp16" not in of(jnp.dot, ((4, 8), jnp.float16), ((8, 8), jnp.float16))
 
 
 def test_without_pandas_the_error_says_how_to_get_it(report, monkeypatch):
