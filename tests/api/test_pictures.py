@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 import lpu_jax
 from lpu_jax import pictures
+from lpu_jax.pictures.drawing import UNIT_GROUPS
 from lpu_jax.report.events import program_rows
 
 PICTURES = [
@@ -19,6 +21,7 @@ PICTURES = [
     pictures.roofline,
     pictures.cycles_per_module,
     pictures.binding_chain,
+    pictures.dependency_chain,
 ]
 
 
@@ -88,25 +91,43 @@ def test_the_sram_map_has_a_box_for_every_slice_of_a_tensor(compiled):
     tensors = compiled.report().costs.tensors
     ax = pictures.sram_map(compiled)
     assert num_boxes(ax) == sum(len(tensor.slices) for tensor in tensors)
-    assert {"w", "x", "temporaries"} <= set(labels(ax))
+    assert {"w", "x", "temporaries", "kept"} <= {label.split(" ")[0] for label in labels(ax)}
     area = sum(np.prod(np.ptp(path.vertices, axis=0)) for c in ax.collections for path in c.get_paths())
     assert area * compiled.program.chip.num_lanes == sum(tensor.num_bytes for tensor in tensors)
     cycle = compiled.cycles // 2
     live = [tensor for tensor in tensors if tensor.first_cycle <= cycle < tensor.end_cycle]
     assert num_boxes(pictures.sram_map(compiled, cycle=cycle)) == sum(len(tensor.slices) for tensor in live)
     few = labels(pictures.sram_map(compiled, num_names=1))
-    assert len(few) == 2
+    assert len(few) == 3
     assert few[1].endswith("smaller ones")
 
 
-def test_utilization_has_a_line_per_kind_at_work(compiled):
+def test_utilization_has_a_band_per_kind(compiled):
     costs = compiled.report().costs
     ax = pictures.utilization(compiled, num_bins=10)
-    by_label = {patch.get_label(): patch.get_data() for patch in ax.patches}
-    values, edges, _ = by_label["VXM"]
+    bands = {patch.get_label(): patch.get_data() for patch in ax.patches if isinstance(patch, StepPatch)}
+    values, edges, floor = bands["VXM"]
     assert len(values) == 10
-    assert (values / 100 * np.diff(edges)).sum() * costs.num_units["alu"] == pytest.approx(costs.busy_cycles["alu"])
-    assert "MXM multiply" in by_label
+    assert floor == 3
+    share = (values - floor) / 0.9
+    assert (share * np.diff(edges)).sum() * costs.num_units["alu"] == pytest.approx(costs.busy_cycles["alu"])
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    use = costs.busy_cycles["alu"] / (costs.num_units["alu"] * costs.cycles)
+    assert f"VXM\n{use:.1%}" in names
+    assert [name.split("\n")[0] for name in names] == list(bands)
+
+
+def test_many_units_are_named_by_group(compiled):
+    ax = pictures.timeline(compiled)
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    working = sum(unit.busy_cycles > 0 for unit in compiled.report().costs.units)
+    assert working > 40
+    assert sum(int(name.split("(")[1].rstrip(")")) for name in names) == working
+    assert {name.split(" (")[0] for name in names} >= {"MEM west read", "MEM east read", "VXM"}
+    assert len(ax.lines) == len(names) - 1
+    part = pictures.timeline(compiled, start=0, stop=45)
+    units = {unit.name for unit in compiled.report().costs.units}
+    assert {text.get_text() for text in part.get_yticklabels()} <= units
 
 
 def test_the_roofline_stays_below_its_roofs(compiled):
@@ -114,7 +135,9 @@ def test_the_roofline_stays_below_its_roofs(compiled):
     chip = compiled.program.chip
     roof, *points = ax.lines
     assert roof.get_ydata().max() == chip.macs_per_cycle_int8
-    assert [line.get_label() for line in points] == ["layer/up", "whole program"]
+    fp16, *points = points
+    assert fp16.get_ydata()[0] == chip.macs_per_cycle_int8 // 4
+    assert [line.get_label().split(":")[0] for line in points] == ["layer/up", "whole program"]
     for line in points:
         (x,), (y,) = line.get_data()
         assert 0 < y <= min(chip.macs_per_cycle_int8, x * 2 * chip.num_slices * chip.num_lanes)
@@ -145,8 +168,24 @@ def test_the_chain_is_drawn_link_by_link(compiled):
         assert widths == block.cycles_per_iteration
 
 
+def test_the_dependency_chain_is_drawn_link_by_link(compiled):
+    bound = compiled.compiled_graph.dependency_bound
+    ax = pictures.dependency_chain(compiled)
+    assert num_boxes(ax) == len(bound.chain)
+    assert ax.get_xlim() == (0, bound.cycles)
+    widths = sum(np.ptp(path.vertices[:, 0]) for c in ax.collections for path in c.get_paths())
+    assert widths == bound.cycles
+    names = {text.get_text().split("  ")[0] for text in ax.get_yticklabels()}
+    assert names >= {link.name for link in bound.chain if link.name}
+    assert names >= {"barrier", "skew"}
+    assert any(label.startswith("product (") for label in labels(ax))
+    part = pictures.dependency_chain(compiled, start=50, stop=90)
+    assert part.get_xlim() == (50, 90)
+    assert 0 < num_boxes(part) < len(bound.chain)
+
+
 def test_colours_are_apart_and_enough_for_all_units():
-    assert len(set(pictures.PALETTE)) == len(pictures.PALETTE) >= len(pictures._GROUPS)
+    assert len(set(pictures.PALETTE)) == len(pictures.PALETTE) >= len(UNIT_GROUPS)
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(compiled, monkeypatch):
