@@ -137,9 +137,9 @@ def _needed_parameters(function: Callable[..., Any]) -> list[str]:
 
 
 def _on_chip(function: Any, chip: ChipSpec | None, resident: Sequence[int]) -> LpuFunction:
-    if not isinstance(function, LpuFunction):
-        return lpu(function, resident_argnums=tuple(resident), chip=groqchip1 if chip is None else chip)
-    if resident:
-        raise TargetError("--resident is for plain functions; this one has its own resident_argnums")
-    found: LpuFunction = function
-    return found if chip is None else LpuFunction(found.__wrapped__, replace(found.options, chip=chip))
+    if isinstance(function, LpuFunction):
+        if resident:
+            raise TargetError("--resident is for plain functions; this one has its own resident_argnums")
+        return function if chip is None else LpuFunction(function.__wrapped__, replace(function.options, chip=chip))
+    made: LpuFunction = lpu(function, resident_argnums=tuple(resident), chip=groqchip1 if chip is None else chip)
+    return made

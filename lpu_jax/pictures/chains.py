@@ -81,9 +81,9 @@ def _draw(ax: Axes, stretches: list[_Stretch], kinds: tuple[str, ...], stop: int
     for index, kind in enumerate(kinds):
         mine = [stretch for stretch in stretches if stretch[3] == kind]
         if mine:
-            begin, end = (np.array([stretch[side] for stretch in mine]) for side in (0, 1))
-            share = f"{int((end - begin).sum()) / whole:.0%}"
-            corners = rectangles(begin, end, np.array([line[stretch[2]] for stretch in mine]))
+            begins, ends = (np.array([stretch[side] for stretch in mine]) for side in (0, 1))
+            share = f"{int((ends - begins).sum()) / whole:.0%}"
+            corners = rectangles(begins, ends, np.array([line[stretch[2]] for stretch in mine]))
             boxes(ax, corners, PALETTE[index], f"{kind} ({share})")
     ax.set_xlim(start, max(stop, start + 1))
     ax.set_ylim(max(len(line), 1) - 0.5, -0.5)
