@@ -1,8 +1,9 @@
 """Everything that the page shows, as a JSON head and integer columns: see `pack`.
 
 Columns: `rows.*` [rows] what each row does and when; `flights.*` values on streams, sorted by block, with
-`flights.block`; `streams` [2 directions, 2 hemispheres, cycles of one iteration of each block in turn] streams in use;
-`ops.name` index into head["names"] of every scheduled op; `tensors.*`.
+`flights.block`; `links.from`, `links.to` pairs of rows of which the second takes a value of the first; `streams` [2
+directions, 2 hemispheres, cycles of one iteration of each block in turn] streams in use; `ops.name` index into
+head["names"] of every scheduled op; `tensors.*`.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ def _moving(rows: Rows) -> tuple[dict[str, IntArray], list[int]]:
         for name, column in found.columns().items():
             parts.setdefault(f"flights.{name}", []).append(column)
         parts.setdefault("flights.block", []).append(np.full(len(found.row), number))
+        pairs = np.stack([events.row[values.drives.event[values.maker]], events.row[values.takes.event]])
+        for name, column in zip(("from", "to"), np.unique(pairs, axis=1), strict=True):
+            parts.setdefault(f"links.{name}", []).append(column)
         lengths.append(events.length_cycles)
         used.append(streams_in_use(events, values).reshape(4, -1))
     columns = {name: np.concatenate(columns) for name, columns in parts.items()}

@@ -89,6 +89,15 @@ def test_the_data_are_those_of_the_report_and_the_program(compiled):
     assert [head["names"][i] for i in columns["ops.name"]] == list(report.costs.op_names)
     peaks = columns["streams"].max(axis=1).reshape(2, 2)
     assert peaks.tolist() == report.costs.timeline.peak_streams.tolist()
+    pairs = set(zip(columns["links.from"].tolist(), columns["links.to"].tolist(), strict=True))
+    assert len(pairs) == len(columns["links.from"])
+    wanted = set()
+    for block in program.blocks:
+        events = unroll(program_rows(program), block)
+        values = stream_values(events)
+        for take, maker in enumerate(values.maker.tolist()):
+            wanted.add((int(events.row[values.drives.event[maker]]), int(events.row[values.takes.event[take]])))
+    assert pairs == wanted
     sizes = columns["tensors.slices"] * columns["tensors.addresses"] * program.chip.num_lanes
     assert sizes.tolist() == [tensor.num_bytes for tensor in report.costs.tensors]
     assert sum(block["total"] for block in head["blocks"]) + program.chip.skew_cycles == compiled.cycles

@@ -10,7 +10,7 @@ from lpu_jax.page.data import page_data
 from lpu_jax.report.events import program_rows, unroll
 from lpu_jax.report.values import stream_values
 from lpu_jax.runtime.assembly import row_text
-from lpu_jax.runtime.isa import queues
+from lpu_jax.runtime.isa import Opcode, queues
 from lpu_jax.runtime.machine import Machine
 from lpu_jax.runtime.units.mxm import Planes
 
@@ -165,6 +165,19 @@ def test_an_instruction_is_found_and_shown(page, compiled):
     assert page.inner_text("#found") == "none"
 
 
+def test_a_selected_instruction_names_where_its_values_come_from_and_go(page, compiled):
+    names = [str(queue) for queue in queues(compiled.program.chip)]
+    row = compiled.program.opcode.tolist().index(Opcode.ABC)
+    page.evaluate(f"app.select({row}, 0, true)")
+    found = view(page)
+    assert found["sources"]
+    assert {Opcode(compiled.program.opcode[i]) for i in found["sources"]} == {Opcode.READ}
+    assert f"from {names[compiled.program.queue[found['sources'][0]]]}" in page.inner_text("#inspector")
+    read = found["sources"][0]
+    page.evaluate(f"app.select({read}, 0, true)")
+    assert row in view(page)["targets"]
+
+
 def test_values_are_where_the_report_says_in_every_cycle(page, compiled):
     """Values on streams, summed over bytes, in each of some cycles."""
     expected = np.zeros(compiled.cycles + 100, np.int64)
@@ -265,6 +278,10 @@ def repeated(head, columns, block, times):
     streams = columns["streams"][:, first : first + period]
     length = times * period + block["length"] - period
     found["streams"] = np.pad(np.tile(streams, times), ((0, 0), (0, length - times * period)))
+    links = [columns[name] - block["first"] for name in ("links.from", "links.to")]
+    inside = (links[0] >= 0) & (links[0] < size)
+    for name, column in zip(("links.from", "links.to"), links, strict=True):
+        found[name] = np.tile(column[inside], times) + np.repeat(np.arange(times), inside.sum()) * size
     found |= {name: column for name, column in columns.items() if name.startswith(("ops.", "tensors."))}
     chain = [
         [0, a + k * period, b + k * period, *rest]

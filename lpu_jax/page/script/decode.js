@@ -10,7 +10,7 @@ async function decodeProgram(base64) {
   const buffer = await new Response(stream).arrayBuffer();
   const headLength = new DataView(buffer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headLength)));
-  const program = { ...head, rows: {}, flights: {}, ops: {}, tensors: {} };
+  const program = { ...head, rows: {}, flights: {}, links: { from: [], to: [] }, ops: {}, tensors: {} };
   let offset = 4 + headLength;
   for (const [name, type, length, isDelta] of head.columns) {
     const size = length * ARRAY_TYPES[type].BYTES_PER_ELEMENT;

@@ -251,7 +251,7 @@ class FloorPlan {
     for (let alu = 0; alu < chip.alus; alu++) {
       const x = left + (alu % columns) * wide, y = top + Math.floor(alu / columns) * tall;
       const doing = (work.get(first + alu) || [])[0];
-      this.unitBox(x + 1, y + 1, wide - 2, tall - 2, doing ? program.functions[program.rows.place[doing[0]]] : `${alu}`, doing, `VXM${alu}`);
+      this.unitBox(x + 1, y + 1, wide - 2, tall - 2, doing ? program.functions[program.rows.place[doing[0]]] : `ALU ${alu}`, doing, `VXM${alu}`);
     }
   }
 
@@ -261,7 +261,7 @@ class FloorPlan {
     context.fillStyle = doing ? kindColor(this.program.rows.kind[doing[0]]) : theme.colors.faint;
     context.fillRect(x, y, wide, tall);
     context.font = `${Math.min(11, Math.max(8, tall - 6))}px system-ui, sans-serif`;
-    context.fillStyle = doing ? theme.colors.panel : theme.colors.dim;
+    context.fillStyle = doing ? textOn(this.program.rows.kind[doing[0]]) : theme.colors.dim;
     context.fillText(fitted(text, wide), x + wide / 2, y + tall / 2 + 0.5);
     context.font = "11px system-ui, sans-serif";
     this.spots.push([x, y, x + wide, y + tall, doing ? `${name}\n${this.app.describe(doing[0], doing[1])}` : `${name}, idle`,

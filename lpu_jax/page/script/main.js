@@ -7,7 +7,7 @@ class App {
   constructor(program) {
     this.program = program;
     this.clock = new Clock(program);
-    this.view = { from: 0, to: this.clock.cycles, cycle: 0, moment: 0, row: null, base: 0, module: null };
+    this.view = { from: 0, to: this.clock.cycles, cycle: 0, moment: 0, row: null, base: 0, sources: [], targets: [], module: null };
     this.dirty = new Set();
     this.playing = false;
     readTheme();
@@ -145,17 +145,38 @@ class App {
     const number = this.clock.blockOf(row), block = this.clock.blocks[number], here = this.clock.place(this.view.cycle);
     const trip = iteration === null ? (here.block === number ? here.iteration : 0) : iteration;
     const base = block.start + trip * block.period;
-    Object.assign(this.view, { row, base });
-    const [what, who] = this.describe(row, base).split("\n");
-    get("inspector").replaceChildren(element("b", "", what), who ? `   ${who}` : "");
-    get("inspector").title = `${what}\n${who || ""}`;
+    Object.assign(this.view, { row, base, ...this.linksOf(row) });
+    const [what, who] = this.describe(row, base).split("\n"), links = this.linkText();
+    get("inspector").replaceChildren(element("b", "", what), who ? `   ${who}` : "", links ? `   ${links}` : "");
+    get("inspector").title = [what, who, links].filter(Boolean).join("\n");
     this.assembly.reveal(row);
+    if (move) this.timeline.reveal(this.program.rows.queue[row]);
     const begin = this.clock.begin[row] + base, end = this.clock.end[row] + base;
     if (move && (end < this.view.from || begin > this.view.to || this.view.to - this.view.from > 200 * (end - begin + 50))) {
       this.show(begin - 150, begin + 450);
     }
     if (this.view.cycle < begin || this.view.cycle >= end) this.goTo(begin);
     this.invalidate();
+  }
+
+  /** {sources, targets}: rows whose values a row takes, and rows that take its values from the streams. */
+  linksOf(row) {
+    const { from, to } = this.program.links, sources = [], targets = [];
+    for (let i = 0; i < from.length; i++) {
+      if (to[i] === row) sources.push(from[i]);
+      if (from[i] === row) targets.push(to[i]);
+    }
+    return { sources, targets };
+  }
+
+  /** The queues that the selected row takes values from and gives values to. */
+  linkText() {
+    const names = (rows) => {
+      const found = [...new Set(rows.map((row) => this.program.chip.queues[this.program.rows.queue[row]][0]))];
+      return found.slice(0, 6).join(", ") + (found.length > 6 ? ` and ${found.length - 6} more` : "");
+    };
+    const { sources, targets } = this.view;
+    return [sources.length ? `from ${names(sources)}` : "", targets.length ? `to ${names(targets)}` : ""].filter(Boolean).join("   ");
   }
 
   zoomToRow() {

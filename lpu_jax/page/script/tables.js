@@ -29,7 +29,7 @@ function fillReport(container, program) {
   const links = [...chain].sort((a, b) => b[1] - a[1]).slice(0, 20);
   table("The binding chain, all trips", ["module", "line", "waited for", "#cycles"], links.map(([key, cycles]) => {
     const [name, source, reason] = key.split("\n");
-    return [name, source, reason || "nothing", count(cycles)];
+    return [name.replaceAll("/", "/\u200b"), source, reason || "nothing", count(cycles)]; // may break after a slash
   }));
   table("Units", ["kind", "#units", "#busy", "#idle", "#use", "#bytes in", "#bytes out"], program.kinds.map((kind) => {
     const mine = program.units.filter((unit) => unit[1] === kind), busy = mine.reduce((sum, unit) => sum + unit[2], 0);

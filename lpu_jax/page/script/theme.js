@@ -28,6 +28,12 @@ function kindColor(kind) {
   return theme.colors[kind < 0 ? "other" : KIND_COLORS[kind]];
 }
 
+/** The colour of text on a unit's colour: black or white, whichever stands out more. */
+function textOn(kind) {
+  const [red, green, blue] = theme.rgb[kind < 0 ? "other" : KIND_COLORS[kind]];
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 125 ? "#101418" : "#ffffff";
+}
+
 const format = new Intl.NumberFormat("en-US");
 
 /** A count with separators. */

@@ -1,9 +1,10 @@
 "use strict";
 // The timeline: modules, streams and SRAM on top, then one line per queue, in the order in which they lie on the chip.
 
-const GUTTER = 104, AXIS = 20, MODULE_LANE = 15, CURVE_LANE = 15, GROUP_GAP = 7;
+const GUTTER = 122, AXIS = 20, MODULE_LANE = 15, CURVE_LANE = 15, GROUP_GAP = 7;
 const MAX_BARS = 9000; // more than that in view are drawn as densities
 const MODULE_LEVELS = 3;
+const MAX_LINKS = 80; // lines to makers and to takers of a selected row's values
 
 class Timeline {
   constructor(app, canvas, overview) {
@@ -193,7 +194,7 @@ class Timeline {
             put(color, dim, at, y, Math.max(1, rows.duration[row] * scale), tall);
           }
         }
-        if (width > 40 && height >= 8.5) texts.push([row, x, y + height / 2, width]);
+        if (width > 40 && height >= 8.5) texts.push([row, x, y + height / 2, width, gaps || dim < 1 ? theme.colors.ink : textOn(rows.kind[row])]);
       }
     });
     for (const [key, boxes] of batches) {
@@ -204,9 +205,9 @@ class Timeline {
     }
     context.globalAlpha = 1;
     context.font = "9px system-ui, sans-serif";
-    context.fillStyle = theme.colors.panel;
-    for (const [row, x, y, width] of texts.slice(0, 400)) {
+    for (const [row, x, y, width, color] of texts.slice(0, 400)) {
       const left = Math.max(x, GUTTER) + 3;
+      context.fillStyle = color;
       context.fillText(fitted(this.program.text[row], x + width - left), left, y + 0.5);
     }
     context.font = "11px system-ui, sans-serif";
@@ -377,14 +378,28 @@ class Timeline {
     context.fill();
   }
 
+  /** A frame around the selected row, and lines to the rows that its values come from and go to. */
   drawSelection(context) {
-    const { row, base } = this.app.view;
+    const { row, base, sources, targets } = this.app.view;
     if (row === null) return;
-    const { y, height } = this.line(this.program.rows.queue[row]);
-    const left = this.x(this.clock.begin[row] + base), right = this.x(this.clock.end[row] + base);
+    const frame = (each, strong) => {
+      const { y, height } = this.line(this.program.rows.queue[each]);
+      const left = this.x(this.clock.begin[each] + base), right = this.x(this.clock.end[each] + base);
+      context.lineWidth = strong ? 1.5 : 0.7;
+      if (strong || height > 5) context.strokeRect(left - 1, y - 1.5, Math.max(3, right - left + 2), height + 2);
+      return { left, right, middle: y + height / 2 };
+    };
     context.strokeStyle = theme.colors.ink;
-    context.lineWidth = 1.5;
-    context.strokeRect(left - 1, y - 1.5, Math.max(3, right - left + 2), height + 2);
+    const own = frame(row, true);
+    const curve = (from, to) => {
+      const bend = Math.max(12, Math.abs(to.left - from.left) / 2);
+      context.beginPath();
+      context.moveTo(from.left, from.middle);
+      context.bezierCurveTo(from.left + bend, from.middle, to.left - bend, to.middle, to.left, to.middle);
+      context.stroke();
+    };
+    for (const each of sources.slice(0, MAX_LINKS)) curve(frame(each, false), own);
+    for (const each of targets.slice(0, MAX_LINKS)) curve(own, frame(each, false));
   }
 
   drawLabels(context, height) {
@@ -534,6 +549,13 @@ class Timeline {
   pan(pixels) {
     const { from, to } = this.app.view, cycles = pixels * (to - from) / Math.max(1, this.width - GUTTER);
     this.app.show(from + cycles, to + cycles);
+  }
+
+  /** Scrolls until a queue's line is in view. */
+  reveal(queue) {
+    if (!this.height) return;
+    const { y, height } = this.line(queue);
+    if (y < this.top || y + height > this.height) this.scrollBy(y - (this.top + this.height) / 2);
   }
 
   setTall(isTall) {
