@@ -28,6 +28,7 @@ from lpu_jax.lowering.registry import RuleContext, Value, find_rule
 from lpu_jax.lowering.rules.random_bits import KEY_MOVES, moved_keys
 from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveError
 from lpu_jax.runtime.ops import Aval, Immediate
+from lpu_jax.runtime.progress import progress
 
 _FAMILIES = (
     "blocks",
@@ -100,7 +101,8 @@ def lower_jaxpr(
     arguments = [_input(emitter, aval, position in resident) for position, aval in enumerate(avals)]
     weights = {arguments[i]: Argument(_weight_name(jaxpr, i, names)) for i in resident}
     interpreter = _Interpreter(precision, weights, fallback=fallback, max_trip_count=max_trip_count)
-    results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
+    with progress("Lowering"):
+        results = interpreter.run(emitter, 0, jaxpr, consts, arguments)
     outputs = [_output(emitter, r, v.aval, fallback) for r, v in zip(results, jaxpr.outvars, strict=True)]
     return remove_dead_equations(emitter.builder.build(tuple(outputs)))
 

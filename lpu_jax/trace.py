@@ -26,6 +26,7 @@ from lpu_jax.report.timeline import sram_steps
 from lpu_jax.report.values import stream_values, streams_in_use
 from lpu_jax.runtime.assembly import row_text
 from lpu_jax.runtime.isa import QueueKind, queues
+from lpu_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
     from lpu_jax.lowering.pipeline import CompiledGraph
@@ -51,7 +52,7 @@ def write_trace(compiled: Compiled | CompiledGraph, path: str | os.PathLike[str]
         from perfetto.trace_builder.proto_builder import StreamingTraceProtoBuilder
     except ImportError as error:
         raise ImportError("write_trace needs perfetto: pip install 'lpu_jax[trace]'") from error
-    with _replacing(Path(path)) as file:
+    with _replacing(Path(path)) as file, progress("Writing the trace"):
         graph: Any = getattr(compiled, "compiled_graph", compiled)  # a Compiled has one, a CompiledGraph is one
         _Writer(StreamingTraceProtoBuilder(file), graph).write()
 

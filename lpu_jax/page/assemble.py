@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lpu_jax.page.data import page_data
 from lpu_jax.page.pack import pack
 from lpu_jax.report.events import IntArray
+from lpu_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
     from lpu_jax.report import Report
@@ -38,7 +39,8 @@ def write_html(compiled: Compiled, path: str | os.PathLike[str], report: Report 
 def page_text(compiled: Compiled, report: Report | None = None) -> str:
     """The page as text. Equal programs have equal pages."""
     report = compiled.report() if report is None else report
-    return render(report, *page_data(compiled, report))
+    with progress("Writing the page"):
+        return render(report, *page_data(compiled, report))
 
 
 def render(report: Report, head: Mapping[str, Any], columns: Mapping[str, IntArray]) -> str:

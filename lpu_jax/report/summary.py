@@ -16,6 +16,7 @@ from lpu_jax.report.events import IntArray, program_rows
 from lpu_jax.report.host import HostCosts, host_costs, pcie_seconds
 from lpu_jax.report.timeline import unit_timeline
 from lpu_jax.report.tree import Node
+from lpu_jax.runtime.progress import progress
 from lpu_jax.runtime.widths import SumWidth
 from lpu_jax.transform import LpuFunction, lpu
 
@@ -216,7 +217,8 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
     utilization: Any = costs["utilization"]
     bounds: Any = costs["resource_bounds"]
     tensor_names = [name for name, *_ in memory.memory_map]
-    measured = measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names)
+    with progress("Measuring"):
+        measured = measure(compiled.compiled_graph, name=compiled.traced.fun_name, tensor_names=tensor_names)
     return Report(
         name=compiled.traced.fun_name,
         chip=chip.name,

@@ -111,7 +111,7 @@ def test_compiler_and_machine_say_how_far_they_are(monkeypatch):
     compiled = lpu_jax.lpu(lambda w, x: x @ w + 1, chip=lpu_jax.chips.tiny).lower(*arguments).compile()
     compiled.simulate(*arguments)
     found = {bar.what: bar for bar in recorder.bars}
-    assert set(found) == {"Compiling", "Scheduling", "Running the machine"}
+    assert set(found) == {"Lowering", "Compiling", "Scheduling", "Running the machine"}
     assert found["Scheduling"].done == found["Scheduling"].total > 0
     machine = found["Running the machine"]
     assert machine.total == compiled.cycles

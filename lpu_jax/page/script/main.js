@@ -251,9 +251,9 @@ class App {
   }
 
   key(event) {
-    if (event.target.matches("input, select, textarea, button") || event.ctrlKey || event.metaKey || event.altKey) {
-      if (event.key !== "Escape") return;
-    }
+    const isTyped = event.target.matches("input, select") && event.key !== "Escape";
+    const isPressed = event.target.matches("button") && event.key === " "; // the button's own key
+    if (isTyped || isPressed || event.ctrlKey || event.metaKey || event.altKey) return;
     const quarter = (this.view.to - this.view.from) / 4;
     const actions = {
       " ": () => this.play(!this.playing),
