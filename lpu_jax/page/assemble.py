@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from lpu_jax.report import Report
     from lpu_jax.stages import Compiled
 
-SCRIPTS = ("decode", "time", "theme", "timeline", "density", "floorplan", "sram", "tree", "assembly", "tables", "main")
+SCRIPTS = (
+    "decode",
+    "time",
+    "theme",
+    "density",
+    "lanes",
+    "timeline",
+    "overview",
+    "floorplan",
+    "sram",
+    "tree",
+    "assembly",
+    "tables",
+    "main",
+)
 """Files of script/ in the order in which the browser reads them; they share one scope."""
 
 

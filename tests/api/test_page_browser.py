@@ -126,6 +126,35 @@ def test_the_wheel_zooms_at_the_pointer_and_dragging_moves(page, compiled):
     assert view(page)["to"] - view(page)["from"] == pytest.approx(compiled.cycles / 2)
 
 
+def test_the_strip_of_the_whole_program_chooses_a_part(page, compiled):
+    box = page.locator("#overview").bounding_box()
+    gutter = page.evaluate("GUTTER")
+    place = [box["x"] + gutter + share * (box["width"] - gutter) for share in (0.25, 0.5)]
+    page.mouse.move(place[0], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(place[1], box["y"] + 20, steps=3)
+    page.mouse.up()
+    found = view(page)
+    assert [found["from"], found["to"]] == pytest.approx([0.25 * compiled.cycles, 0.5 * compiled.cycles], abs=3)
+    page.mouse.click(box["x"] + gutter + 0.75 * (box["width"] - gutter), box["y"] + 20)
+    assert (view(page)["from"] + view(page)["to"]) / 2 == pytest.approx(0.75 * compiled.cycles, abs=3)
+
+
+def test_a_click_on_a_bar_selects_its_instruction_in_its_trip(page, compiled):
+    loop = next(block for block in compiled.program.blocks if block.num_iterations > 1)
+    row = loop.row_start + compiled.program.opcode[loop.row_start : loop.row_stop].tolist().index(Opcode.LW)
+    start = loop.start_cycle + loop.period_cycles + int(compiled.program.cycle[row])
+    page.evaluate(f"app.show({start} - 20, {start} + 60)")
+    picture(page, "timeline")
+    spot = page.evaluate(
+        f"(() => {{ const {{ y, height }} = app.timeline.line(app.program.rows.queue[{row}]);"
+        f"return {{ x: app.timeline.x({start} + 0.5), y: y + height / 2 }}; }})()"
+    )
+    page.locator("#timeline").click(position=spot)
+    assert (view(page)["row"], view(page)["base"]) == (row, loop.start_cycle + loop.period_cycles)
+    assert f"{start:,}" in page.inner_text("#inspector")
+
+
 def test_it_plays_and_steps(page):
     page.select_option("#speed", "60")
     before, start = picture(page, "floorplan"), view(page)["cycle"]

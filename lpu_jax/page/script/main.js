@@ -11,7 +11,8 @@ class App {
     this.dirty = new Set();
     this.playing = false;
     readTheme();
-    this.timeline = new Timeline(this, get("timeline"), get("overview"));
+    this.timeline = new Timeline(this, get("timeline"));
+    this.overview = new Overview(this, get("overview"), this.timeline);
     this.floorPlan = new FloorPlan(this, get("floorplan"));
     this.sram = new SramMap(this, get("sram"), get("sram-legend"), get("sram-use"));
     this.tree = new Tree(this, get("tree"));
@@ -58,7 +59,7 @@ class App {
     const dirty = this.dirty;
     this.dirty = new Set();
     if (dirty.has("timeline")) this.timeline.draw();
-    if (dirty.has("overview")) this.timeline.drawOverview();
+    if (dirty.has("overview")) this.overview.draw();
     if (dirty.has("floorplan")) this.floorPlan.draw();
     if (dirty.has("sram") && !get("tab-sram").hidden) this.sram.draw();
     if (dirty.has("assembly") && !get("tab-assembly").hidden) this.assembly.draw();

@@ -1,14 +1,14 @@
 "use strict";
-// The timeline: modules, streams and SRAM on top, then one line per queue, in the order in which they lie on the chip.
+// The timeline: lanes of modules, streams and SRAM on top, then one line per queue, in the order in which they lie on the
+// chip.
 
-const GUTTER = 122, AXIS = 20, MODULE_LANE = 15, CURVE_LANE = 15, GROUP_GAP = 7;
+const GROUP_GAP = 7;
 const MAX_BARS = 9000; // more than that in view are drawn as densities
-const MODULE_LEVELS = 3;
 const MAX_LINKS = 80; // lines to makers and to takers of a selected row's values
 
 class Timeline {
-  constructor(app, canvas, overview) {
-    Object.assign(this, { app, canvas, overview, program: app.program, clock: app.clock });
+  constructor(app, canvas) {
+    Object.assign(this, { app, canvas, program: app.program, clock: app.clock });
     this.scroll = 0;
     this.isTall = false; // lines as high as their text; else all of them fit where that can be
     this.groups = this.findGroups();
@@ -16,8 +16,7 @@ class Timeline {
     this.tracks = this.groups.flatMap((group) => group.queues);
     this.tracks.forEach((queue, line) => { this.track[queue] = line; });
     this.byQueue = this.clock.blocks.map((block) => this.rowsByQueue(block));
-    this.spans = this.moduleSpans();
-    this.sram = this.sramSteps();
+    this.lanes = new Lanes(this);
     this.density = this.makeDensity(() => true);
     this.marked = null;
     this.image = document.createElement("canvas");
@@ -51,8 +50,7 @@ class Timeline {
 
   /** Heights and places of all lanes for a canvas of this height. */
   layout(height) {
-    this.curves = this.program.streams ? 4 : 0;
-    this.top = AXIS + MODULE_LEVELS * MODULE_LANE + 4 + (this.curves + 1) * CURVE_LANE + 2;
+    this.top = this.lanes.bottom;
     const least = (group) => (group.kind === "MEM" ? 1.4 : 4), gaps = GROUP_GAP * this.groups.length;
     const wanted = this.groups.reduce((sum, group) => sum + least(group) * group.queues.length, 0);
     const fit = Math.max(1, Math.min(3, (height - this.top - gaps) / Math.max(1, wanted)));
@@ -70,38 +68,6 @@ class Timeline {
   line(queue) {
     const group = this.groups.find((each) => each.queues.includes(queue));
     return { y: group.y + group.queues.indexOf(queue) * group.each - this.scroll, height: group.each };
-  }
-
-  // What the upper lanes show -----------------------------------------------------------------------------------------
-
-  /** Per block and level, stretches [start, stop, text, path] of the binding chain that belong to one module. */
-  moduleSpans() {
-    const spans = this.clock.blocks.map(() => Array.from({ length: MODULE_LEVELS }, () => []));
-    for (const [block, start, stop, name] of this.program.chain) {
-      const path = name.split("/");
-      for (let level = 0; level < Math.min(path.length, MODULE_LEVELS); level++) {
-        const list = spans[block][level], key = path.slice(0, level + 1).join("/");
-        const last = list[list.length - 1];
-        if (last && last[1] === start && last[3] === key) last[1] = stop;
-        else list.push([start, stop, path[level], key]);
-      }
-    }
-    return spans;
-  }
-
-  /** Bytes of SRAM in use from each of these cycles on. */
-  sramSteps() {
-    const { first, end, slices, addresses } = this.program.tensors;
-    const change = new Map();
-    const put = (cycle, bytes) => change.set(cycle, (change.get(cycle) || 0) + bytes);
-    for (let i = 0; i < first.length; i++) {
-      const bytes = slices[i] * addresses[i] * this.program.chip.num_lanes;
-      put(first[i], bytes);
-      put(end[i], -bytes);
-    }
-    const cycles = [...change.keys()].sort((a, b) => a - b);
-    let level = 0;
-    return { cycles, bytes: cycles.map((cycle) => (level += change.get(cycle))) };
   }
 
   makeDensity(isShown) {
@@ -145,9 +111,7 @@ class Timeline {
     else this.drawDensity(context, from, to);
     this.drawSelection(context);
     context.restore();
-    this.drawModules(context, from, to);
-    this.drawCurves(context, from, to);
-    this.drawAxis(context, from, to);
+    this.lanes.draw(context, from, to);
     this.drawCursor(context, height);
     context.restore();
     this.drawLabels(context, height);
@@ -262,106 +226,6 @@ class Timeline {
     return { VXM: "vxm", SXM: "sxm", MEM: "mem-read" }[kind];
   }
 
-  drawModules(context, from, to) {
-    const scale = (this.width - GUTTER) / (to - from);
-    this.clock.blocks.forEach((block, number) => {
-      const end = block.start + block.iterations * block.period;
-      if (end < from || block.start > to) return;
-      if (block.iterations > 1 && block.period * scale < 34) {
-        const names = this.spans[number][0].map((span) => span[2]).filter((text, i, all) => text[0] !== "(" && all.indexOf(text) === i);
-        this.moduleBox(context, this.x(block.start), this.x(end), 0, `${count(block.iterations)} x ${names.join(", ")}`, number);
-        return;
-      }
-      this.clock.iterations(from, to, (index, base) => {
-        if (index !== number) return;
-        this.spans[number].forEach((list, level) => {
-          let drawn = -1, box = 0;
-          for (const [start, stop, text] of list) {
-            const left = this.x(base + start), right = this.x(base + Math.min(stop, block.cycles));
-            box++;
-            if (right < GUTTER || left > this.width || right - drawn < 0.6) continue;
-            this.moduleBox(context, Math.max(left, drawn), right, level, text, box);
-            drawn = right;
-          }
-        });
-      });
-    });
-  }
-
-  moduleBox(context, left, right, level, text, parity) {
-    const y = AXIS + level * MODULE_LANE, width = right - left;
-    context.fillStyle = theme.colors[parity % 2 ? "module-a" : "module-b"];
-    context.fillRect(left, y, Math.max(0.5, width - (width > 3 ? 1 : 0)), MODULE_LANE - 1);
-    const start = Math.max(left, GUTTER);
-    if (right - start > 26) {
-      context.fillStyle = theme.colors.ink;
-      context.fillText(fitted(text, right - start - 4), start + 3, y + MODULE_LANE / 2);
-    }
-  }
-
-  curveTop(index) {
-    return AXIS + MODULE_LEVELS * MODULE_LANE + 4 + index * CURVE_LANE;
-  }
-
-  /** Streams in use (the most of a pixel) and SRAM in use; full height is the chip's limit. */
-  drawCurves(context, from, to) {
-    const pixels = Math.max(1, Math.floor(this.width - GUTTER)), step = (to - from) / pixels, room = CURVE_LANE - 3;
-    context.fillStyle = theme.colors.other;
-    for (let curve = 0; curve < this.curves; curve++) {
-      const values = this.streamCurve(curve, from, step, pixels), bottom = this.curveTop(curve) + room + 1;
-      for (let p = 0; p < pixels; p++) {
-        if (!values[p]) continue;
-        const high = Math.max(1, room * values[p] / this.program.chip.streams);
-        context.fillRect(GUTTER + p, bottom - high, 1, high);
-      }
-    }
-    const bottom = this.curveTop(this.curves) + room + 1, capacity = this.program.report.sram_capacity_bytes;
-    const { cycles, bytes } = this.sram;
-    for (let i = Math.max(0, lowerBound(cycles, from, 0, cycles.length) - 1); i < cycles.length && cycles[i] <= to; i++) {
-      const left = Math.max(GUTTER, this.x(cycles[i])), right = i + 1 < cycles.length ? this.x(cycles[i + 1]) : this.width;
-      const high = room * bytes[i] / capacity;
-      context.fillRect(left, bottom - high, right - left, high);
-    }
-  }
-
-  /** The most streams in use in each pixel; `streams` holds one iteration of each block after the other. */
-  streamCurve(curve, from, step, pixels) {
-    const found = new Float32Array(pixels), total = this.clock.blocks.reduce((sum, block) => sum + block.length, 0);
-    let first = curve * total;
-    for (const block of this.clock.blocks) {
-      const period = Math.max(1, block.period), end = block.start + block.iterations * period;
-      const low = Math.max(0, Math.floor((block.start - from) / step)), high = Math.min(pixels, Math.ceil((end - from) / step));
-      for (let p = low; p < high; p++) {
-        const begin = Math.max(0, from + p * step - block.start), stop = Math.min(end - block.start, begin + Math.max(1, step));
-        const stride = Math.max(1, Math.floor((stop - begin) / 24));
-        for (let c = Math.floor(begin); c < stop; c += stride) {
-          found[p] = Math.max(found[p], this.program.streams[first + (c % period)]);
-        }
-      }
-      first += block.length;
-    }
-    return found;
-  }
-
-  drawAxis(context, from, to) {
-    context.fillStyle = theme.colors.panel;
-    context.fillRect(GUTTER, 0, this.width - GUTTER, AXIS);
-    context.fillStyle = theme.colors.dim;
-    context.strokeStyle = theme.colors.line;
-    context.lineWidth = 1;
-    const rough = (to - from) * 90 / Math.max(1, this.width - GUTTER);
-    const power = 10 ** Math.floor(Math.log10(Math.max(1, rough)));
-    const step = Math.max(1, [1, 2, 5, 10].find((each) => each * power >= rough) * power);
-    context.beginPath();
-    for (let cycle = Math.ceil(from / step) * step; cycle <= to; cycle += step) {
-      const x = Math.round(this.x(cycle)) + 0.5;
-      context.moveTo(x, AXIS - 5);
-      context.lineTo(x, AXIS);
-      context.fillText(count(cycle), x + 3, AXIS / 2 - 1);
-    }
-    context.stroke();
-  }
-
   drawCursor(context, height) {
     const x = this.x(this.app.view.cycle + 0.5);
     context.strokeStyle = theme.colors.mark;
@@ -406,11 +270,7 @@ class Timeline {
     context.fillStyle = theme.colors.dim;
     context.textAlign = "right";
     const name = (text, y) => context.fillText(text, GUTTER - 8, y);
-    name("module", AXIS + MODULE_LANE / 2);
-    ["streams → west", "→ east", "← west", "← east"].slice(0, this.curves).forEach((text, i) => {
-      name(text, this.curveTop(i) + CURVE_LANE / 2);
-    });
-    name("SRAM", this.curveTop(this.curves) + CURVE_LANE / 2);
+    for (const [text, y] of this.lanes.labels()) name(text, y);
     context.save();
     context.beginPath();
     context.rect(0, this.top, GUTTER, height - this.top);
@@ -449,47 +309,6 @@ class Timeline {
     return kind === "MEM" ? `${hemisphere ? "E" : "W"}${index}` : `ALU ${index}`;
   }
 
-  /** The whole program as a strip: module blocks, the groups' densities, and the part that is in view. */
-  drawOverview() {
-    const { context, width, height } = prepare(this.overview);
-    const pixels = Math.max(1, Math.floor(width - GUTTER)), cycles = this.clock.cycles;
-    const shares = this.density.shares(0, cycles, pixels);
-    const each = (height - 4) / Math.max(1, this.groups.length);
-    let line = 0;
-    this.groups.forEach((group, index) => {
-      for (const slot of [0, 1]) {
-        const color = slot ? "mem-write" : this.colorOf(group.queues[group.kind === "MXM" ? Math.min(1, group.queues.length - 1) : 0]);
-        context.fillStyle = theme.colors[color];
-        for (let p = 0; p < pixels; p++) {
-          let sum = 0;
-          for (let i = 0; i < group.queues.length; i++) sum += Math.min(1, shares[(2 * (line + i) + slot) * pixels + p]);
-          if (!sum) continue;
-          context.globalAlpha = Math.min(1, 0.12 + 2 * sum / group.queues.length);
-          context.fillRect(GUTTER + p, 2 + index * each, 1, each - 0.5);
-        }
-      }
-      line += group.queues.length;
-    });
-    context.globalAlpha = 1;
-    context.font = "11px system-ui, sans-serif";
-    context.fillStyle = theme.colors.dim;
-    context.textAlign = "right";
-    context.textBaseline = "middle";
-    context.fillText("whole program", GUTTER - 8, height / 2);
-    const place = (cycle) => GUTTER + cycle * (width - GUTTER) / cycles;
-    const left = place(this.app.view.from), right = Math.max(left + 3, place(this.app.view.to));
-    context.fillStyle = theme.colors.panel;
-    context.globalAlpha = 0.65;
-    context.fillRect(GUTTER, 0, left - GUTTER, height);
-    context.fillRect(right, 0, width - right, height);
-    context.globalAlpha = 1;
-    context.strokeStyle = theme.colors.accent;
-    context.lineWidth = 1.5;
-    context.strokeRect(left, 1, right - left - 1, height - 2);
-    context.fillStyle = theme.colors.mark;
-    context.fillRect(place(this.app.view.cycle), 0, 1.5, height);
-  }
-
   // Hands -------------------------------------------------------------------------------------------------------------
 
   listen() {
@@ -522,28 +341,6 @@ class Timeline {
     });
     canvas.addEventListener("pointerleave", () => this.app.hideTip());
     canvas.addEventListener("dblclick", () => this.app.zoomToRow());
-    const seek = (event) => {
-      const share = (event.offsetX - GUTTER) / (this.overview.clientWidth - GUTTER);
-      const { from, to } = this.app.view, middle = share * this.clock.cycles;
-      this.app.show(middle - (to - from) / 2, middle + (to - from) / 2);
-    };
-    const choose = (event) => {
-      const cycles = [this.press.x, event.offsetX].map((x) => (x - GUTTER) / (this.overview.clientWidth - GUTTER) * this.clock.cycles);
-      this.app.show(Math.min(...cycles), Math.max(...cycles));
-    };
-    this.overview.addEventListener("pointerdown", (event) => {
-      this.overview.setPointerCapture(event.pointerId);
-      this.press = { x: event.offsetX, moved: false };
-    });
-    this.overview.addEventListener("pointermove", (event) => {
-      if (!this.press || Math.abs(event.offsetX - this.press.x) < 4) return;
-      this.press.moved = true;
-      choose(event);
-    });
-    this.overview.addEventListener("pointerup", (event) => {
-      if (this.press && !this.press.moved) seek(event);
-      this.press = null;
-    });
   }
 
   pan(pixels) {
@@ -595,25 +392,17 @@ class Timeline {
     return best;
   }
 
-  /** The module whose stretch is at a point of the upper lanes. */
-  moduleAt(x, y) {
-    const level = Math.floor((y - AXIS) / MODULE_LANE);
-    if (x < GUTTER || level < 0 || level >= MODULE_LEVELS) return null;
-    const { block, elapsed } = this.clock.place(this.cycleAt(x));
-    return (this.spans[block] ? this.spans[block][level].find(([start, stop]) => start <= elapsed && elapsed < stop) : null) || null;
-  }
-
   click(event) {
     this.canvas.focus();
     const found = this.hit(event.offsetX, event.offsetY);
-    const module = found ? null : this.moduleAt(event.offsetX, event.offsetY);
+    const module = found ? null : this.lanes.moduleAt(event.offsetX, event.offsetY);
     if (found) this.app.select(found.row, found.iteration);
     else if (module) this.app.markModule(module[3]);
     else if (event.offsetX > GUTTER) this.app.goTo(Math.floor(this.cycleAt(event.offsetX)));
   }
 
   showTip(event) {
-    const found = this.hit(event.offsetX, event.offsetY), module = found ? null : this.moduleAt(event.offsetX, event.offsetY);
+    const found = this.hit(event.offsetX, event.offsetY), module = found ? null : this.lanes.moduleAt(event.offsetX, event.offsetY);
     if (found) this.app.tip(event, this.app.describe(found.row, found.base));
     else if (module) this.app.tip(event, `${module[3]}\n${count(module[1] - module[0])} cycles of the binding chain`);
     else this.app.hideTip();
