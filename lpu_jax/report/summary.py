@@ -251,6 +251,8 @@ def make_report(compiled: Compiled, trip_counts: Sequence[int] | None = None) ->
 def profile(fun: Callable[..., Any]) -> Callable[..., tuple[Any, Report]]:
     """Makes a function return (its result, a `Report`), which also tells how wide the sums of this call are.
 
+    `report.write_html(path)` shows the program in a browser.
+
     Args:
       fun: an `LpuFunction`; any other function is put on the default chip first.
     """
