@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lpu_jax.page.data import page_data
 from lpu_jax.page.pack import pack
 from lpu_jax.report.events import IntArray
+from lpu_jax.report.headline import headlines
 from lpu_jax.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -75,33 +76,10 @@ def render(report: Report, head: Mapping[str, Any], columns: Mapping[str, IntArr
 
 def figures(report: Report) -> str:
     """The head line: what a reader wants to know first, as HTML that needs no script."""
-    larger = max(report.dependency_bound_cycles, report.resource_bound_cycles)
-    macs = sum(report.costs.macs.values())
-    shown = (
-        ("cycles", f"{report.cycles:,}", "the length of the schedule, exact on this machine model"),
-        ("on the chip", f"{report.microseconds:,.2f} µs", f"at {report.clock_hz / 1e6:,.0f} MHz"),
-        (
-            "of the bound",
-            f"{report.bound_ratio:.2f} x",
-            f"{larger:,} cycles at least, for any schedule; bounded by {report.bounded_by}",
-        ),
-        ("instructions", f"{report.instructions:,}", "repeats and loops counted one by one"),
-        ("MACs", f"{macs:,}", "idle lanes counted"),
-        (
-            "SRAM",
-            f"{report.sram_used_bytes / report.sram_capacity_bytes:.1%}",
-            f"{report.sram_used_bytes / 2**20:,.1f} of {report.sram_capacity_bytes / 2**20:,.1f} MiB at the peak",
-        ),
-        (
-            "PCIe, apart",
-            f"{(report.pcie_in_seconds + report.pcie_out_seconds) * 1e6:,.2f} µs",
-            f"{report.pcie_in_bytes:,} bytes in, {report.pcie_out_bytes:,} bytes out; not in the cycles",
-        ),
-    )
     return "".join(
         f'<div class="figure" title="{html.escape(note)}"><b>{html.escape(value)}</b>'
         f"<span>{html.escape(label)}</span></div>"
-        for label, value, note in shown
+        for value, label, note in headlines(report)
     )
 
 

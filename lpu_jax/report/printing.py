@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lpu_jax.report.events import UNIT_KINDS
+from lpu_jax.report.notebook import notebook_html
 from lpu_jax.report.tree import Node
 from lpu_jax.runtime.accumulation import MAX_ACCUMULATOR_BITS
 
@@ -61,11 +62,11 @@ def plain_text(report: Report) -> str:
 
 
 def html(report: Report) -> str:
-    """The tables as a piece of HTML; names are escaped by rich."""
+    """The report as a piece of HTML; names in the tables are escaped by rich."""
     console = Console(file=io.StringIO(), width=120, record=True)
     console.print(tables(report))
     template = '<pre style="font-family:monospace;line-height:1.2;overflow-x:auto">{code}</pre>'
-    return console.export_html(inline_styles=True, code_format=template)
+    return notebook_html(report, console.export_html(inline_styles=True, code_format=template))
 
 
 def csv_text(records: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import sys
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -325,6 +326,20 @@ def test_it_prints_and_shows_in_a_notebook(report):
     assert "<lambda>" in str(named)
     assert "&lt;lambda&gt;" in named._repr_html_()
     assert "<lambda>" not in named._repr_html_()
+
+
+def test_a_notebook_shows_figures_modules_and_units_first(report):
+    page = ElementTree.fromstring(report.to_html())  # well-formed, so that no notebook breaks on it
+    assert [value.text for value in page.findall("div[@class='figures']/div/b")][:2] == [
+        f"{report.cycles:,}",
+        f"{report.microseconds:,.2f} µs",
+    ]
+    modules, units = page.findall("div[@class='columns']/table/tbody")
+    names = [row.find("td/span").text for row in modules if row.find("td/span") is not None]
+    assert names[: len(report.tree.children)][0] == report.tree.children[0].name
+    assert {child.name for child in report.tree.children if child.wall_cycles} <= set(names)
+    assert [row.find("td").text for row in units] == [kind for kind, busy in report.costs.busy_cycles.items() if busy]
+    assert page.find("details/pre") is not None
 
 
 def test_a_program_without_instructions_has_a_report():
