@@ -159,15 +159,15 @@ def _model_cases() -> Iterator[Case]:
     )
 
 
-def smollm2_config(num_layers: int, context: int) -> Smollm2Config:
-    """SmolLM2-135M with another number of layers or positions."""
+def smollm2_config(num_layers: int, context: int, vocab_size: int = 49152) -> Smollm2Config:
+    """SmolLM2-135M with another number of layers or positions, or another vocabulary."""
     return Smollm2Config(
         num_layers=num_layers,
         d_model=576,
         num_heads=9,
         num_kv_heads=3,
         d_ff=1536,
-        vocab_size=49152,
+        vocab_size=vocab_size,
         context=context,
         rope_base=100000.0,
         rms_eps=1e-5,
@@ -178,9 +178,9 @@ def _decode_at(context: int) -> Callable[[], Built]:
     return lambda: smollm2_decode(30, context)
 
 
-def smollm2_decode(num_layers: int, context: int) -> Built:
+def smollm2_decode(num_layers: int, context: int, vocab_size: int = 49152) -> Built:
     """One token of SmolLM2-135M with int8 weights; weights and caches stay in SRAM."""
-    model = Smollm2.random(smollm2_config(num_layers, context), seed=0, weights="int8")
+    model = Smollm2.random(smollm2_config(num_layers, context, vocab_size), seed=0, weights="int8")
     function = lpu_jax.lpu(decode, resident_argnums=(0, 3, 4), donate_argnums=(3, 4))
     return function, (model, jnp.int32(5), jnp.int32(3), *model.empty_caches())
 

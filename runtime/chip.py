@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-CHIP_ACCUMULATIONS = ("exact", "tile")
-"""Modes of accumulation that a chip can have, see runtime/accumulation.py."""
+from lpu_jax.runtime.chip_limits import CHIP_ACCUMULATIONS as CHIP_ACCUMULATIONS
+from lpu_jax.runtime.chip_limits import check_chip
 
 
 class Hemisphere(enum.IntEnum):
@@ -60,6 +60,10 @@ class ChipSpec:
     Invariants:
       num_lanes == num_superlanes * num_lanes_per_superlane
       num_mem_columns == ceil(num_slices / num_slices_per_column)
+      every field is within its limits (`chip_limits.LIMITS`): counts and rates from 1 on, delays from 0 on
+      num_mxm_rows >= num_lanes; num_streams_per_direction >= num_streams_per_load
+      num_mxm_queues_per_hemisphere >= 3 * num_planes
+      num_sxm_queues_per_hemisphere >= 1 + num_transposers + num_distributors
     """
 
     name: str
@@ -140,11 +144,7 @@ class ChipSpec:
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_lanes < 2 or self.num_slices < 1:
-            raise ValueError(f"chip {self.name!r}: needs at least 2 lanes and 1 slice")
-        if self.accumulation not in CHIP_ACCUMULATIONS:
-            known = ", ".join(CHIP_ACCUMULATIONS)
-            raise ValueError(f"chip {self.name!r}: accumulation={self.accumulation!r} is unknown; chips have {known}")
+        check_chip(self)
 
     # Derived geometry -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ the score matmul as it is stored; v_cache is [num_layers, context, num_kv_heads 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -24,10 +25,12 @@ from lpu_jax.models.smollm2_config import (
     Loader,
     Smollm2Config,
     open_parameters,
+    parameter_shapes,
     random_parameters,
     rope_tables,
 )
 
+Shape = jax.ShapeDtypeStruct
 Caches: TypeAlias = tuple[jax.Array, jax.Array]
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Caches]]
@@ -156,12 +159,28 @@ class Smollm2(nnx.Module):  # type: ignore[misc]
         parameters = random_parameters(config, seed)
         return cls(config, parameters.__getitem__, weights)
 
+    @classmethod
+    def shapes(cls, config: Smollm2Config, weights: WeightKind = "int8") -> Smollm2:
+        """Returns a decoder of jax.ShapeDtypeStructs: enough to lower and compile, without weights."""
+        one_layer = dataclasses.replace(config, num_layers=1)
+        sizes = parameter_shapes(one_layer)
+        model = cls(one_layer, lambda name: np.broadcast_to(np.float32(0), sizes[name]), weights)
+        model.config = config
+        model.layers = jax.tree.map(lambda x: Shape((config.num_layers, *x.shape[1:]), x.dtype), model.layers)
+        shapes: Smollm2 = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), model)
+        return shapes
+
     def empty_caches(self) -> Caches:
         """Returns (k_cache, v_cache) of zeros."""
+        k_cache, v_cache = (jnp.zeros(cache.shape, cache.dtype) for cache in self.cache_shapes())
+        return k_cache, v_cache
+
+    def cache_shapes(self) -> tuple[Shape, Shape]:
+        """Returns (k_cache, v_cache) as jax.ShapeDtypeStructs."""
         config = self.config
         return (
-            jnp.zeros((config.num_layers, config.kv_dim, config.context), _CACHE_DTYPE),
-            jnp.zeros((config.num_layers, config.context, config.kv_dim), _CACHE_DTYPE),
+            Shape((config.num_layers, config.kv_dim, config.context), _CACHE_DTYPE),
+            Shape((config.num_layers, config.context, config.kv_dim), _CACHE_DTYPE),
         )
 
 

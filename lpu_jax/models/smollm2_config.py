@@ -119,6 +119,12 @@ class Smollm2Config:
         return config
 
 
+SMOLLM2_135M_SIZES = Smollm2Config(
+    num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, d_ff=1536, vocab_size=49_152
+)
+"""SmolLM2-135M with a cache of DEFAULT_CONTEXT positions."""
+
+
 def parameter_shapes(config: Smollm2Config) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each fp32 parameter: matmul weights are [num_layers, inputs, outputs]."""
     layers, width = config.num_layers, config.d_model

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 where a label can say it. Cycles are on the horizontal axis wherever there is time.
 """
 
+from lpu_jax.pareto import pareto as pareto
 from lpu_jax.pictures.chains import binding_chain as binding_chain
 from lpu_jax.pictures.chains import dependency_chain as dependency_chain
 from lpu_jax.pictures.drawing import PALETTE as PALETTE

@@ -10,7 +10,13 @@ import pytest
 from lpu_jax.models.chat import bucket, generate, jit_decode, jit_prefill, pad_prompt
 from lpu_jax.models.layers import quantize
 from lpu_jax.models.smollm2 import Smollm2, decode, prefill
-from lpu_jax.models.smollm2_config import Smollm2Config, random_parameters, rope_tables
+from lpu_jax.models.smollm2_config import (
+    SMOLLM2_135M_SIZES,
+    Smollm2Config,
+    parameter_shapes,
+    random_parameters,
+    rope_tables,
+)
 
 TINY = Smollm2Config(num_layers=2, d_model=64, num_heads=4, num_kv_heads=2, d_ff=96, vocab_size=128, context=32)
 THREE_GROUPS = Smollm2Config(num_layers=3, d_model=72, num_heads=9, num_kv_heads=3, d_ff=40, vocab_size=50, context=16)
@@ -241,3 +247,21 @@ def test_wrong_arguments_are_refused_by_text():
         prefill(Smollm2.random(TINY), jnp.zeros(33, jnp.int32), jnp.int32(3))
     with pytest.raises(ValueError, match="d_model 60, num_heads 8"):
         Smollm2Config(num_layers=1, d_model=60, num_heads=8, num_kv_heads=2, d_ff=8, vocab_size=8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kind", ["int8", "fp32"])
+def test_shapes_are_those_of_a_decoder_with_weights(name, kind):
+    def described(tree):
+        return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(tree)]
+
+    shapes, real = Smollm2.shapes(CONFIGS[name], kind), Smollm2.random(CONFIGS[name], weights=kind)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert shapes.config == real.config
+    assert described(shapes) == described(real)
+    assert described(shapes.cache_shapes()) == described(real.empty_caches())
+
+
+def test_the_sizes_of_the_published_model_have_its_number_of_parameters():
+    counts = {name: int(np.prod(shape)) for name, shape in parameter_shapes(SMOLLM2_135M_SIZES).items()}
+    assert sum(counts.values()) == 134_515_008
