@@ -59,8 +59,7 @@ def hoist_resident(graph: Graph, resident_inputs: Collection[int]) -> Graph:
             first = op.num_consts + op.num_carry
             is_resident = [v in known for v in equation.operands[first:]]
             op, more = _without(builder, op, operands[first:], is_resident)  # type: ignore[arg-type]
-            op, operands = _without_dead_xs(op, operands + more)
-            operands += more
+            op, operands = _without_dead_xs(op, [*operands, *more])
         elif isinstance(op, While):
             is_resident = [v in known for v in equation.operands[: op.num_consts]]
             op, more = _without_consts(builder, op, operands[: op.num_consts], is_resident)  # type: ignore[arg-type]

@@ -243,7 +243,7 @@ def _lowered(function: LpuFunction, arguments: Any, parameters: Mapping[str, Any
 def _costs(lowering: Lowering, chip: ChipSpec) -> dict[str, Any]:
     """The results of a program that was made."""
     from lpu_jax.lowering.pipeline import compile_graph  # takes longer to import than this module
-    from lpu_jax.report.summary import pcie_seconds
+    from lpu_jax.report.host import pcie_seconds
     from lpu_jax.runtime.host_runs import split
     from lpu_jax.runtime.units.decode import Decoder
 

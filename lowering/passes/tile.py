@@ -343,11 +343,11 @@ class Tiler:
 
     def host_plan(self) -> HostPlan:
         """What the host does, and which arguments and results it keeps for itself."""
-        ends = [
+        inputs, outputs = (
             tuple((i, self.slot(v)) for i, v in enumerate(values) if self.graph.avals[v].is_on_host)
             for values in (self.graph.inputs, self.graph.outputs)
-        ]
-        return HostPlan(tuple(self.plan), *ends, tuple(self.builder.slot_constants.items()))
+        )
+        return HostPlan(tuple(self.plan), inputs, outputs, tuple(self.builder.slot_constants.items()))
 
     def used(self, equation: Equation) -> None:
         """Counts down the uses of an equation's operands."""
