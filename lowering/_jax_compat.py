@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -117,6 +119,16 @@ def is_ordered(effect: Any) -> bool:
 def function_of(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """An open jaxpr and its constants as a function."""
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))
+
+
+def decomposition(primitive: str) -> Any:
+    """JAX's own formula of a special function in simpler primitives, None if this release has none."""
+    from jax._src.lax import special
+
+    formula = getattr(special, f"{primitive}_impl", None)
+    if formula is None or "dtype" not in inspect.signature(formula).parameters:
+        return formula
+    return functools.partial(formula, dtype=np.dtype(np.float32))
 
 
 def used_inputs(jaxpr: Any) -> list[bool]:

@@ -31,10 +31,12 @@ from lpu_jax.runtime.ops import Aval, Immediate
 from lpu_jax.runtime.progress import progress
 
 _FAMILIES = (
+    "bits",
     "blocks",
     "control",
     "convolution",
     "cumulative",
+    "decomposed",
     "elementwise",
     "functions",
     "indexing",

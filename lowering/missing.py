@@ -99,6 +99,9 @@ def _search_inside(eqn: Any, operands: list[bool], path: str, found: list[Missin
     results = [False] * len(eqn.outvars)
     for branch in eqn.params.get("branches", ()):
         _search(compat.open_jaxpr(branch)[0], operands[1:], inner_path, found)
+    if eqn.primitive.name == "custom_linear_solve":
+        inner, _ = compat.open_jaxpr(eqn.params["jaxprs"].solve)
+        _search(inner, [False] * len(inner.invars), inner_path, found)
     for parameter in JAXPR_PARAMETERS:
         if parameter not in eqn.params:
             continue

@@ -292,26 +292,3 @@ def _convert_element_type(
     if result is None:
         raise ctx.unsupported(f"conversion to {np.dtype(new_dtype)}")
     return [result]
-
-
-@register_lowering("reduce_precision")
-def _reduce_precision(ctx: RuleContext, x: Operand, *, exponent_bits: int, mantissa_bits: int) -> Sequence[Operand]:
-    """float32 and float16 only, to (8, 23) or (5, 10) bits."""
-    if (exponent_bits, mantissa_bits) == (8, 23) or ctx.avals_in[0].dtype == "float16":
-        ctx.require(mantissa_bits=(mantissa_bits, [10, 23]))
-        return [x]
-    ctx.require(exponent_bits=(exponent_bits, [5]), mantissa_bits=(mantissa_bits, [10]))
-    return [ctx.elementwise("to_fp16", x)]
-
-
-@register_lowering("bitcast_convert_type")
-def _bitcast_convert_type(ctx: RuleContext, x: Operand, *, new_dtype: Any) -> Sequence[Operand]:
-    """Between dtypes of one width: 8- and 16-bit integers, int32, uint32 and float32."""
-    source, target = ctx.avals_in[0].dtype, str(np.dtype(new_dtype))
-    if source == target or {source, target} <= {"int32", "uint32"}:
-        return [x]
-    if {source, target} <= set(WIDTHS) and WIDTHS[source] == WIDTHS[target]:
-        return [cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target)]
-    if not {source, target} <= {"float32", "int32", "uint32"}:
-        raise ctx.unsupported(f"bits of {ctx.avals_in[0].dtype} as {np.dtype(new_dtype)}")
-    return [ctx.elementwise("or", x, ctx.immediate(0, "int32"), dtype=str(np.dtype(new_dtype)))]

@@ -193,12 +193,6 @@ for _name in FLOAT_FUNCTIONS:
     register_lowering(_name)(_float_function)
 
 
-@register_lowering("nextafter")
-def _nextafter(ctx: RuleContext, x: Operand, y: Operand) -> Sequence[Operand]:
-    """float32: one step of the bits in their order; the VXM flushes subnormals, so steps below 2^-126 are refused."""
-    raise ctx.unsupported("its results around zero are subnormal, which the VXM flushes to zero")
-
-
 @register_lowering("population_count")
 def _population_count(ctx: RuleContext, x: Operand) -> Sequence[Operand]:
     """Sums of bits in fields of 2, 4, 8, then all fields by one product."""

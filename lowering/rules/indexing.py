@@ -10,6 +10,7 @@ import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.integers import WIDTHS
 from lpu_jax.lowering.rules.operand_formats import lookup_rows
 from lpu_jax.lowering.rules.windows_of_indices import Windows, gathered
 from lpu_jax.runtime.ops import Immediate
@@ -24,8 +25,17 @@ def _clamped(ctx: RuleContext, index: Operand, largest: int) -> Operand:
 
 
 def _check_index_dtype(ctx: RuleContext, dtypes: Sequence[str]) -> None:
-    if any(dtype != "int32" for dtype in dtypes):
+    if any(dtype not in WIDTHS for dtype in dtypes):
         raise ctx.unsupported(f"indices of {sorted(set(dtypes))}; use int32")
+
+
+def as_index(ctx: RuleContext, x: Operand, dtype: str) -> Operand:
+    """An index as int32; of uint32 what is too large for it is the largest one."""
+    if dtype == "uint32":
+        return ctx.select(
+            ctx.elementwise("ilt", x, ctx.immediate(0, "int32")), ctx.immediate(2**31 - 1, "int32"), x, "int32"
+        )
+    return ctx.elementwise("identity", x, dtype="int32") if dtype == "int8" else x
 
 
 # gather
@@ -132,6 +142,8 @@ def _place_offsets(ctx: RuleContext, rows: Operand, numbers: Any) -> Operand:
 def _window(ctx: RuleContext, starts: Sequence[Operand], shape: Sequence[int], sizes: Sequence[int]) -> list[Operand]:
     """Clamped starts; whole axes start at 0."""
     _check_index_dtype(ctx, [aval.dtype for aval in ctx.avals_in[-len(starts) :]] if starts else [])
+    dtypes = [aval.dtype for aval in ctx.avals_in[len(ctx.avals_in) - len(starts) :]]
+    starts = [as_index(ctx, start, dtype) for start, dtype in zip(starts, dtypes, strict=True)]
     return [_clamped(ctx, start, n - size) for start, n, size in zip(starts, shape, sizes, strict=True)]
 
 
@@ -163,7 +175,8 @@ def _last_dynamic_axis(starts: Sequence[Operand]) -> int:
 
 @register_lowering("dynamic_slice")
 def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: Any) -> Sequence[Operand]:
-    """Constant starts slice; run-time starts on leading axes gather rows; on the last axis size 1 is a masked sum."""
+    """Constant starts slice; run-time starts on leading axes gather rows, on the last axis rows of the transpose; there
+    size 1 is a masked sum."""
     if isinstance(x, Immediate):
         return [x]
     shape, sizes = ctx.avals_in[0].shape, [int(n) for n in slice_sizes]
@@ -186,12 +199,17 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
 
 
 def _dynamic_lane(ctx: RuleContext, x: int, start: Operand, size: int) -> int:
-    """One lane at a run-time position: all others are masked, the bits of the lanes are joined by `or`."""
-    if size != 1:
-        raise ctx.unsupported(
-            f"a slice of {size} elements of the last axis at a run-time start; move that axis to the front"
-        )
+    """One lane at a run-time position: all others are masked, the bits of the lanes are joined by `or`.
+
+    Several are rows of the transpose.
+    """
     aval = ctx.aval(x)
+    if size != 1:
+        rank, lanes = len(aval.shape), aval.shape[-1]
+        table = ctx.reshape(ctx.transpose(x, (rank - 1, *range(rank - 1))), (lanes, max(1, math.prod(aval.shape[:-1]))))
+        rows = ctx.gather_rows(table, _row_index(ctx, [start], [lanes], [size]))  # type: ignore[arg-type]
+        moved = ctx.reshape(rows, (size, *aval.shape[:-1]))
+        return ctx.transpose(moved, (*range(1, rank), 0))  # type: ignore[return-value]
     is_chosen = ctx.broadcast_to(_lane_flags(ctx, aval.shape[-1], start), aval.shape)
     working = "int32" if aval.dtype != "float16" else "float32"
     masked = ctx.elementwise("mask", x, is_chosen, dtype=working)
@@ -210,7 +228,10 @@ def _lane_flags(ctx: RuleContext, size: int, start: Operand) -> Operand:
 
 @register_lowering("dynamic_update_slice")
 def _dynamic_update_slice(ctx: RuleContext, x: Operand, update: Operand, *starts: Operand) -> Sequence[Operand]:
-    """Constant starts concatenate; run-time starts on leading axes scatter rows; on the last axis size 1 selects."""
+    """Constant starts concatenate; run-time starts on leading axes scatter rows, on the last axis elements.
+
+    A size of 1 on the last axis selects.
+    """
     shape, sizes = ctx.avals_in[0].shape, ctx.avals_in[1].shape
     if shape == sizes:
         return [update]
@@ -226,10 +247,9 @@ def _dynamic_update_slice(ctx: RuleContext, x: Operand, update: Operand, *starts
         scattered = ctx.scatter_rows(table, ctx.reshape(update, rows_shape), index)  # type: ignore[arg-type]
         return [ctx.reshape(scattered, shape)]
     if sizes[last] != 1 or sizes[:last] != shape[:last]:
-        raise ctx.unsupported(
-            f"an update of shape {sizes} in {shape} at a run-time start; the last axis must be whole, "
-            "or of size 1 with all others whole"
-        )
+        table = ctx.reshape(x, (math.prod(shape), 1))
+        new = ctx.reshape(update, (math.prod(sizes), 1))
+        return [ctx.reshape(ctx.scatter_rows(table, new, _row_index(ctx, clamped, shape, sizes)), shape)]  # type: ignore[arg-type]
     is_chosen = ctx.broadcast_to(_lane_flags(ctx, shape[-1], clamped[last]), shape)
     return [ctx.select(is_chosen, ctx.broadcast_to(update, shape), x, ctx.avals_out[0].dtype)]
 

@@ -22,6 +22,7 @@ from lpu_jax.lowering.passes.tile_storage import FORMATS
 from lpu_jax.lowering.precision import Formats
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
+from lpu_jax.lowering.rules.integer_products import INTEGERS, integer_product
 from lpu_jax.lowering.rules.operand_formats import (
     TARGET_EXPONENTS,
     Scaled,
@@ -173,7 +174,7 @@ def _check(ctx: RuleContext, precision: Any, preferred: Any, out_sharding: Any) 
             raise ctx.unsupported(f"precision={precision!r}; use DEFAULT, HIGH or HIGHEST")
     dtypes = {aval.dtype for aval in ctx.avals_in}
     target = ctx.avals_out[0].dtype
-    if target not in (*FLOATS, "int32") or (target == "int32" and dtypes != {"int8"}):
+    if target not in FLOATS and not dtypes <= set(INTEGERS):
         raise ctx.unsupported(f"products of {sorted(dtypes)} to {target} (preferred_element_type={preferred})")
 
 
@@ -204,6 +205,10 @@ def _dot_general(
     lhs_id, rhs_id = ctx.values([lhs, rhs])
     if 0 in (*ctx.avals_in[0].shape, *ctx.avals_in[1].shape):
         raise ctx.unsupported("a product of an empty array")
+    dtypes, target = [aval.dtype for aval in ctx.avals_in], ctx.avals_out[0].dtype
+    if target not in FLOATS and (dtypes != ["int8", "int8"] or target != "int32"):
+        return [_of_integers(ctx, lhs_id, rhs_id, dimension_numbers)]
+    lhs_id, rhs_id = (_as_factor(ctx, x) for x in (lhs_id, rhs_id))
     swapped = _is_better_swapped(ctx, (lhs_id, rhs_id), (lhs_contract, rhs_contract))
     if swapped:
         lhs_id, lhs_batch, lhs_contract, rhs_id, rhs_batch, rhs_contract = (
@@ -222,7 +227,6 @@ def _dot_general(
     num_rows = ctx.aval(rhs_id).shape[1]
     values = ctx.decode_blocks(right, right_format, num_rows) if right_format.is_block else None
     result: Operand = ctx.matmul(left, right, left_format, right_format, values)
-    target = ctx.avals_out[0].dtype
     scales = [s for s in (left_scale, right_scale) if s is not None]
     if scales:
         result = convert(ctx, result, ctx.aval(result).dtype, "float32")  # type: ignore[assignment]
@@ -234,6 +238,24 @@ def _dot_general(
     if swapped:
         result = ctx.transpose(result, (0, 2, 1))
     return [ctx.reshape(result, ctx.avals_out[0].shape)]
+
+
+def _as_factor(ctx: RuleContext, x: int) -> int:
+    """An operand of a product of floats: floats and int8 enter the MXM, other integers as float32."""
+    dtype = ctx.aval(x).dtype
+    return x if dtype in (*FLOATS, "int8") else convert(ctx, x, dtype, "float32")  # type: ignore[return-value]
+
+
+def _of_integers(ctx: RuleContext, lhs: int, rhs: int, dimension_numbers: Any) -> Operand:
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    product = integer_product(
+        ctx,
+        lhs,
+        rhs,
+        lambda x: _normal_form(ctx, x, lhs_batch, lhs_contract, True),
+        lambda x: _normal_form(ctx, x, rhs_batch, rhs_contract, False),
+    )
+    return ctx.reshape(product, ctx.avals_out[0].shape)
 
 
 def _is_better_swapped(ctx: RuleContext, operands: Sequence[int], contract: Sequence[Sequence[int]]) -> bool:

@@ -50,7 +50,8 @@ def _broadcast_in_dim(
 def _reshape(
     ctx: RuleContext, x: Operand, *, new_sizes: Any, dimensions: Any, sharding: Any = None
 ) -> Sequence[Operand]:
-    ctx.require(dimensions=(dimensions, [None]), sharding=(sharding, [None]))
+    ctx.require(sharding=(sharding, [None]))
+    x = x if dimensions is None else ctx.transpose(x, dimensions)
     return [ctx.reshape(x, tuple(new_sizes))]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lpu_jax.lowering.emit import FLOATS, Emitter, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.elementwise import convert
-from lpu_jax.lowering.rules.integers import cut, ordered
+from lpu_jax.lowering.rules.integers import WIDTHS, cut, ordered
 from lpu_jax.runtime.ops import Immediate
 
 _MAX_EXACT_INTEGER = 2.0**24
@@ -108,7 +108,9 @@ def _reduce_sum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = 
 
 def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> Sequence[Operand]:
     """The first index at which x equals its extremum or is NaN."""
-    ctx.require(index_dtype=(np.dtype(index_dtype), [np.dtype("int32")]))
+    target = str(np.dtype(index_dtype))
+    if target not in WIDTHS:
+        raise ctx.unsupported(f"index_dtype={target}")
     (axis,) = axes
     value: int = ordered(ctx, _operand(ctx, x, axes), ctx.avals_in[0].dtype)  # type: ignore[assignment]
     shape = ctx.aval(value).shape
@@ -124,7 +126,8 @@ def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> S
     size = shape[-1]
     lanes = ctx.constant(np.arange(size, dtype=np.int32))
     candidates = ctx.select(is_chosen, ctx.broadcast_to(lanes, shape), ctx.immediate(size, "int32"), "int32")
-    return [ctx.reshape(ctx.lane_reduce("imin", candidates), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
+    found = cut(ctx, ctx.lane_reduce("imin", candidates), target)  # type: ignore[arg-type]
+    return [ctx.reshape(found, ctx.avals_out[0].shape)]
 
 
 def _across(ctx: RuleContext, *operands: Operand, axes: Any, axis_index_groups: Any) -> Sequence[Operand]:

@@ -149,29 +149,44 @@ def _generic_reduce_window(
 @register_lowering("reduce")
 def _reduce(
     ctx: RuleContext,
-    x: Operand,
-    initial: Operand,
-    *rest: Operand,
+    *operands: Operand,
     computation: Any,
     jaxpr: Any,
     dimensions: Any,
     out_sharding: Any = None,
 ) -> Sequence[Operand]:
-    """One operand; a window as large as the reduced axes."""
+    """The function must be associative; it meets the initial values once more at the end."""
     del computation  # the Python function behind the jaxpr
     ctx.require(out_sharding=(out_sharding, [None]))
-    if rest:
-        raise ctx.unsupported("a reduction of several operands at once")
     _check_not_empty(ctx)
-    combine = _elementwise_of(jaxpr, ())
+    count = len(operands) // 2
+    scalar = compat.function_of(*compat.open_jaxpr(jaxpr))
 
-    def fun(value: Any, start: Any) -> Any:
+    def combine(xs: Sequence[Any], ys: Sequence[Any]) -> list[Any]:
+        shape = xs[0].shape
+        flat = [lax.reshape(x, (x.size,)) for x in (*xs, *ys)]
+        return [lax.reshape(x, shape) for x in jax.vmap(scalar)(*flat)]
+
+    def fun(*arrays: Any) -> list[Any]:
+        values = list(arrays[:count])
         for axis in dimensions:
-            value = fold(value, combine, axis)
-        value = lax.squeeze(value, dimensions)
-        return combine(jnp.broadcast_to(start, value.shape), value)
+            values = _fold_all(values, combine, axis)
+        values = [lax.squeeze(value, dimensions) for value in values]
+        return combine([jnp.broadcast_to(start, values[0].shape) for start in arrays[count:]], values)
 
-    return ctx.rewrite(fun, x, initial)
+    return ctx.rewrite(fun, *operands)
+
+
+def _fold_all(xs: list[Any], combine: Any, axis: int) -> list[Any]:
+    """`fold` of several arrays at once, in order."""
+    while (size := xs[0].shape[axis]) > 1:
+        half = size // 2
+        even = [lax.slice_in_dim(x, 0, 2 * half, 2, axis) for x in xs]
+        odd = [lax.slice_in_dim(x, 1, 2 * half, 2, axis) for x in xs]
+        folded = combine(even, odd)
+        rest = [lax.slice_in_dim(x, 2 * half, size, axis=axis) for x in xs]
+        xs = [lax.concatenate(pair, axis) for pair in zip(folded, rest, strict=True)] if size % 2 else folded
+    return xs
 
 
 def fold(x: Any, combine: Combine, axis: int) -> Any:
