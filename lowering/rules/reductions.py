@@ -135,7 +135,8 @@ def _across(ctx: RuleContext, *operands: Operand, axes: Any, axis_index_groups: 
     ctx.require(axis_index_groups=(axis_index_groups, [None]))
     if named := [axis for axis in axes if not isinstance(axis, int)]:
         raise ctx.unsupported(f"the axis {named[0]!r} belongs to a mapping outside of lpu")
-    reduce = {"psum": jnp.sum, "pmax": jnp.max, "pmin": jnp.min}[ctx.primitive]
+    reductions: dict[str, Callable[..., Any]] = {"psum": jnp.sum, "pmax": jnp.max, "pmin": jnp.min}
+    reduce = reductions[ctx.primitive]
     return ctx.rewrite(lambda *xs: [reduce(x, axis=tuple(axes)).astype(x.dtype) for x in xs], *operands)
 
 
