@@ -72,15 +72,18 @@ def round_argument(x: Any, site: Site, number_format: NumberFormat, optimal: boo
     with jax.enable_x64(True):
         x = jnp.asarray(x, np.float32)
         if x.shape == site.weight_shape:
-            return _round_slices(x[None], site.moves, number_format, optimal)[0]
+            only: jax.Array = _round_slices(x[None], site.moves, number_format, optimal)[0]
+            return only
         if x.shape[1:] != site.weight_shape:
             raise ValueError(f"{site}: the argument is {x.shape}, the product takes {site.weight_shape} of it")
-        return _round_slices(x, site.moves, number_format, optimal)
+        turns: jax.Array = _round_slices(x, site.moves, number_format, optimal)
+        return turns
 
 
 @functools.partial(jax.jit, static_argnames=("moves", "number_format", "optimal"))
 def _round_slices(x: jax.Array, moves: Moves, number_format: NumberFormat, optimal: bool) -> jax.Array:
-    return jax.lax.map(lambda turn: _rounded_slice(turn, moves, number_format, optimal), x)
+    turns: jax.Array = jax.lax.map(lambda turn: _rounded_slice(turn, moves, number_format, optimal), x)
+    return turns
 
 
 def _rounded_slice(x: jax.Array, moves: Moves, number_format: NumberFormat, optimal: bool) -> jax.Array:
@@ -109,7 +112,7 @@ def _moved_back(x: jax.Array, move: Ordering, shape: tuple[int, ...]) -> jax.Arr
 def num_weight_bytes(x: Any, site: Site, number_format: NumberFormat) -> int:
     """Bytes at rest of an argument in a format: blocks lie along the contracting axis of the product."""
     rows, columns = site.rhs_shape[-2:]
-    return number_format.num_sram_bytes(rows, columns) * (math.prod(np.shape(x)) // (rows * columns))
+    return number_format.num_sram_bytes(rows, columns) * _num_matrices(x, site)
 
 
 def num_padded_bytes(x: Any, site: Site, number_format: NumberFormat, chip: ChipSpec) -> int:
@@ -117,4 +120,9 @@ def num_padded_bytes(x: Any, site: Site, number_format: NumberFormat, chip: Chip
     rows, columns = site.rhs_shape[-2:]
     words, per_load = number_format.num_words(rows), 1 if site.is_lookup else chip.num_streams_per_load
     padded = -(-words // per_load) * per_load * -(-columns // chip.num_lanes) * chip.num_lanes
-    return padded * (math.prod(np.shape(x)) // (rows * columns))
+    return padded * _num_matrices(x, site)
+
+
+def _num_matrices(x: Any, site: Site) -> int:
+    size: int = math.prod(np.shape(x))
+    return size // math.prod(site.rhs_shape[-2:])

@@ -26,7 +26,7 @@ NUM_PROJECTIONS = 8
 
 def squared_distance(reference: Any, found: Any) -> jax.Array:
     """|found - reference|^2 / |reference|^2, added over the float results: the inverse of the SQNR for one result."""
-    total = jnp.float32(0)
+    total: jax.Array = jnp.float32(0)
     for expected, y in zip(_floats(reference), _floats(found), strict=True):
         total += jnp.sum(jnp.square(y - expected)) / jnp.maximum(jnp.sum(jnp.square(expected)), 1e-30)
     return total
