@@ -24,7 +24,8 @@ import numpy as np
 from quality_page import write_page
 
 from lpu_jax import Budget, Calibration, Policy, Rule, calibrate, lpu
-from lpu_jax.chips import groqchip1
+from lpu_jax.calibration import MODES
+from lpu_jax.chips import ChipSpec, groqchip1
 from lpu_jax.models.download import default_model_path
 from lpu_jax.models.minilm import embed
 from lpu_jax.models.smollm2 import Smollm2, decode, score
@@ -39,7 +40,8 @@ BITS = (4.5, 5.5, 6.5)
 CONTEXT = 2048
 UNIFORM_MINILM = ("bfp3", "bfp4", "bfp5", "bfp6", "bfp8", "bfp8x32", "int8", "e4m3", "fp16")
 UNIFORM_SMOLLM2 = ("bfp4", "bfp5", "bfp6", "bfp8")
-SMOLLM2_FORMATS = ("bfp4", "bfp5", "bfp6", "bfp7", "bfp8", "bfp9")
+CANDIDATES = ("bfp3", "bfp4x32", "bfp4", "bfp5x32", "bfp5", "bfp6x32", "bfp6", "bfp7x32", "bfp8x32")
+"""Blocks of 32 too: the quarter of a bit that they save is worth more than what they cost."""
 PRODUCTS = "*dot_general"
 
 Row = dict[str, Any]
@@ -48,6 +50,12 @@ Row = dict[str, Any]
 @functools.cache
 def sentences() -> SentenceBench:
     return SentenceBench.installed()
+
+
+@functools.cache
+def few_sentences() -> SentenceBench:
+    """For runs in the LPU's arithmetic, which takes longer."""
+    return SentenceBench.installed(num_sentences=96)
 
 
 @functools.cache
@@ -67,13 +75,25 @@ def row(name: str, quality: Any, **more: Any) -> Row:
 # MiniLM --------------------------------------------------------------------------------------------------------------
 
 
-def minilm_weights() -> list[Row]:
+def minilm_uniform() -> list[Row]:
     bench = sentences()
     rows = [row(form, bench.weights_only(weights_in(form))) for form in UNIFORM_MINILM]
-    for mode in ("direct", "gradient"):
+    plain = [row(f"{f}, plain exponents", bench.weights_only(weights_in(f), False)) for f in ("bfp4", "bfp5", "bfp6")]
+    return rows + plain
+
+
+def minilm_mixed() -> list[Row]:
+    bench, rows = sentences(), []
+    for mode in MODES:
         started = time.process_time()
         found = calibrate(
-            embed, bench.model, bench.calibration, budget=Budget(bits_per_weight=BITS[0]), only=PRODUCTS, mode=mode
+            embed,
+            bench.model,
+            bench.calibration,
+            budget=Budget(bits_per_weight=BITS[0]),
+            formats=CANDIDATES,
+            only=PRODUCTS,
+            mode=mode,
         )
         seconds = time.process_time() - started
         for bits in BITS:
@@ -83,8 +103,8 @@ def minilm_weights() -> list[Row]:
 
 
 def minilm_lpu() -> list[Row]:
-    bench = sentences()
-    return [row(name, bench.on_lpu(name)) for name in PRESETS]
+    bench = few_sentences()
+    return [row(name, bench.on_lpu(name)) for name in ("fp16", "truepoint", "int8", "fp8")]
 
 
 def activation_policy(name: str, sites: list[tuple[str, bool]], form: str) -> Policy:
@@ -100,7 +120,7 @@ def activation_sites(bench: SentenceBench) -> list[tuple[str, bool]]:
 
 def minilm_activations() -> list[Row]:
     """e4m3 at single sites on one calibration batch gives their order; then shares of them on the test sentences."""
-    bench = sentences()
+    bench = few_sentences()
     sample = bench.calibration[:1]
     reference = bench.embeddings(bench.model, sample)
     sites = activation_sites(bench)
@@ -119,15 +139,15 @@ def minilm_activations() -> list[Row]:
 
 
 def minilm_ablations() -> list[Row]:
-    bench = sentences()
+    bench = few_sentences()
     logits, feed_forward = "*bhqk/dot_general", "*/mlp/*@*"
     rows = [row("truepoint", bench.on_lpu("truepoint"))]
     for form in ("fp16", "bf16", "e4m3"):
         policy = PRESETS["truepoint"].with_rules(Rule(logits, result=form))
         rows.append(row(f"truepoint, attention logits in {form}", bench.on_lpu(policy)))
     for form in ("bfp8", "bfp6", "bfp4"):
-        policy = PRESETS["fp16"].with_rules(Rule(feed_forward, rhs=form))
-        rows.append(row(f"fp16, feed-forward weights in {form}", bench.on_lpu(policy)))
+        policy = Policy("feed-forward", (Rule(feed_forward, rhs=form),))
+        rows.append(row(f"feed-forward weights in {form}, all else fp32", bench.weights_only(policy)))
     rows += [row(f"fp16, sums {mode}", bench.on_lpu("fp16", Mode(mode))) for mode in ("exact", "tile", "float32")]
     return rows
 
@@ -141,7 +161,7 @@ def language_calibration() -> Calibration:
     bench = language()
     samples = [(tokens,) for tokens in bench.calibration]
     return calibrate(
-        score, bench.model, samples, budget=Budget(bits_per_weight=8), formats=SMOLLM2_FORMATS, loss="kl", progress=True
+        score, bench.model, samples, budget=Budget(bits_per_weight=8), formats=CANDIDATES, loss="kl", progress=True
     )
 
 
@@ -149,39 +169,53 @@ def products_only(found: Calibration) -> Calibration:
     return dataclasses.replace(found, choices=tuple(c for c in found.choices if "gather" not in c.primitives))
 
 
-def smollm2_weights() -> list[Row]:
+def smollm2_uniform() -> list[Row]:
     bench = language()
-    rows = [row(form, bench.weights_only(weights_in(form))) for form in UNIFORM_SMOLLM2]
-    mixed = products_only(language_calibration())
+    return [row(form, bench.weights_only(weights_in(form))) for form in UNIFORM_SMOLLM2]
+
+
+def smollm2_mixed() -> list[Row]:
+    bench, mixed, rows = language(), products_only(language_calibration()), []
+    STORED.with_name("smollm2_one_chip.json").write_text(one_chip().policy.to_json() + "\n")
     for bits in BITS:
         found = mixed.for_budget(Budget(bits_per_weight=bits))
-        formats = {c.name: str(c.number_format) for c in found.choices}
+        formats = {c.name: str(c.chosen.number_format) for c in found.choices}
         rows.append(row("mixed, direct", bench.weights_only(found.policy), target=bits, formats=formats))
+        print(rows[-1], flush=True)
     return rows
 
 
-def cache_bytes() -> int:
-    """The two caches in fp16, for CONTEXT positions."""
-    config = language().model.config
-    return 2 * 2 * config.num_layers * config.kv_dim * CONTEXT
+def reserved_bytes() -> int:
+    """The caches in fp16 for CONTEXT positions, filled up to all lanes, and 8 MiB for all else (measured: less)."""
+    config, lanes = language().model.config, groqchip1.num_lanes
+    k_cache = config.kv_dim * -(-CONTEXT // lanes) * lanes
+    v_cache = CONTEXT * -(-config.kv_dim // lanes) * lanes
+    return 2 * config.num_layers * (k_cache + v_cache) + (8 << 20)
 
 
 def one_chip() -> Calibration:
-    """Weights and table, beside the caches and what a token needs for itself (measured: below 4 MiB)."""
+    """Weights and table, beside the caches and what a token needs for itself."""
     found = dataclasses.replace(language_calibration(), base=PRESETS["truepoint"])
-    return found.for_budget(Budget(chips=1, reserved_bytes=cache_bytes() + (4 << 20)))
+    return found.for_budget(Budget(chips=1, reserved_bytes=reserved_bytes()))
 
 
-def smollm2_lpu() -> list[Row]:
-    bench = language()
-    rows = [row(name, bench.on_lpu(name)) for name in ("fp16", "truepoint")]
-    found = one_chip()
-    formats = {c.name: str(c.number_format) for c in found.choices}
-    quality = bench.on_lpu(found.policy)
-    rows.append(row("truepoint for one chip", quality, formats=formats, weight_bytes=found.num_bytes))
-    rows[-1]["bits"] = found.bits_per_weight
-    found.policy.save(STORED.with_name("smollm2_one_chip.json"))
-    return rows
+def one_chip_policy() -> Policy:
+    """What `smollm2_mixed` found and stored."""
+    return Policy.load(STORED.with_name("smollm2_one_chip.json"))
+
+
+def smollm2_one_chip() -> list[Row]:
+    policy = one_chip_policy()
+    formats = {rule.pattern.partition("@")[2]: str(rule.rhs) for rule in policy.rules if "@model/" in rule.pattern}
+    return [row("truepoint for one chip", language().on_lpu(policy), formats=formats)]
+
+
+def smollm2_fp16() -> list[Row]:
+    return [row("fp16", language().on_lpu("fp16"))]
+
+
+def smollm2_truepoint() -> list[Row]:
+    return [row("truepoint", language().on_lpu("truepoint"))]
 
 
 def smollm2_ablations() -> list[Row]:
@@ -192,8 +226,8 @@ def smollm2_ablations() -> list[Row]:
         policy = PRESETS["fp16"].with_rules(Rule(logits, result=form))
         rows.append(row(f"fp16, attention products in {form}", bench.on_lpu(policy)))
     for form in ("bfp8", "bfp6", "bfp4"):
-        policy = PRESETS["fp16"].with_rules(Rule(feed_forward, rhs=form))
-        rows.append(row(f"fp16, feed-forward weights in {form}", bench.on_lpu(policy)))
+        policy = Policy("feed-forward", (Rule(feed_forward, rhs=form),))
+        rows.append(row(f"feed-forward weights in {form}, all else fp32", bench.weights_only(policy)))
     everywhere = PRESETS["fp16"].with_rules(Rule("*dot_general", lhs="e4m3"), Rule(attention, rhs="e4m3"))
     rows.append(row("fp16, all activations in e4m3", bench.on_lpu(everywhere)))
     tolerant = PRESETS["fp16"].with_rules(*(Rule(f"*/{s}/dot_general*", lhs="e4m3") for s in ("gate", "up", "output")))
@@ -202,42 +236,54 @@ def smollm2_ablations() -> list[Row]:
     return rows
 
 
-def smollm2_cycles() -> list[Row]:
-    """One decoded token, compiled: fp16 weights on a chip with as much SRAM as they need, narrow ones on one chip."""
-    model = jax.eval_shape(lambda: Smollm2.from_gguf(default_model_path(), weights="fp32", context=CONTEXT))
+def token_cycles(name: str, policy: Policy, chip: ChipSpec) -> Row:
+    """One decoded token, compiled."""
+    model = Smollm2.from_gguf(default_model_path(), weights="fp32", context=CONTEXT)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    config = language().model.config
-    k_cache = jax.ShapeDtypeStruct((config.num_layers, config.kv_dim, CONTEXT), jnp.float16)
-    v_cache = jax.ShapeDtypeStruct((config.num_layers, CONTEXT, config.kv_dim), jnp.float16)
-    larger = dataclasses.replace(groqchip1, num_addresses_per_bank=2 * groqchip1.num_addresses_per_bank)
-    table = Rule("*gather@*embedding*", rhs="fp16")
-    rows = []
-    for name, policy, chip in (
-        ("fp16", PRESETS["fp16"].with_rules(table), larger),
-        ("truepoint for one chip", Policy.load(STORED.with_name("smollm2_one_chip.json")), groqchip1),
-    ):
-        step = lpu(decode, chip=chip, precision=policy, resident_argnums=(0, 3, 4), donate_argnums=(3, 4))
-        compiled = step.lower(model, scalar, scalar, k_cache, v_cache).compile()
-        costs = compiled.cost_analysis()
-        bounds = {k.removeprefix("resource_bound_"): v for k, v in costs.items() if k.startswith("resource_bound_")}
-        rows.append({
-            "policy": name, "cycles": compiled.cycles, "bounded_by": costs["bounded_by"], "bounds": bounds,
-            "dependency_bound": costs["dependency_bound_cycles"], "sram_bytes": compiled.memory_analysis().sram_bytes,
-            "chips": float(np.ceil(compiled.memory_analysis().sram_bytes / groqchip1.usable_sram_bytes)),
-        })  # fmt: skip
-    return rows
+    caches = jax.eval_shape(model.empty_caches)
+    step = lpu(decode, chip=chip, precision=policy, resident_argnums=(0, 3, 4), donate_argnums=(3, 4))
+    compiled = step.lower(model, scalar, scalar, *caches).compile()
+    costs, sram = compiled.cost_analysis(), compiled.memory_analysis().sram_bytes
+    bounds = {k.removeprefix("resource_bound_"): v for k, v in costs.items() if k.startswith("resource_bound_")}
+    return {
+        "policy": name,
+        "cycles": compiled.cycles,
+        "bounded_by": costs["bounded_by"],
+        "bounds": bounds,
+        "dependency_bound": costs["dependency_bound_cycles"],
+        "sram_bytes": sram,
+        "chips": float(np.ceil(sram / groqchip1.usable_sram_bytes)),
+    }
+
+
+def smollm2_fp16_cycles() -> list[Row]:
+    """fp16 weights and table, on a chip with as much SRAM as they need."""
+    larger = dataclasses.replace(groqchip1, num_addresses_per_bank=3 * groqchip1.num_addresses_per_bank)
+    policy = PRESETS["fp16"].with_rules(Rule("*gather@*embedding*", rhs="fp16"))
+    return [token_cycles("fp16", policy, larger)]
+
+
+def smollm2_cycles() -> list[Row]:
+    """The calibrated policy on one chip."""
+    policy = one_chip_policy()
+    return [token_cycles("truepoint for one chip", policy, groqchip1)]
 
 
 SECTIONS: dict[str, Callable[[], list[Row]]] = {
     function.__name__: function
     for function in (
-        minilm_weights,
+        minilm_uniform,
+        minilm_mixed,
         minilm_lpu,
         minilm_activations,
         minilm_ablations,
-        smollm2_weights,
-        smollm2_lpu,
+        smollm2_uniform,
+        smollm2_mixed,
+        smollm2_fp16,
+        smollm2_truepoint,
+        smollm2_one_chip,
         smollm2_ablations,
+        smollm2_fp16_cycles,
         smollm2_cycles,
     )
 }

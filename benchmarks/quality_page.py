@@ -85,7 +85,7 @@ def smollm2_targets(stored: Stored) -> Iterable[list[str]]:
 
 
 def cycles(stored: Stored) -> list[str]:
-    rows = stored.get("smollm2_cycles", [])
+    rows = [*stored.get("smollm2_fp16_cycles", []), *stored.get("smollm2_cycles", [])]
     if not rows:
         return []
     lines = table(
@@ -119,8 +119,18 @@ point takes the shared exponents of least squared error, in uniform policies too
 """
 
 
-def write_page(stored: Stored) -> None:
+def joined(stored: Stored, *sections: str) -> list[Row]:
+    return [row for section in sections for row in stored.get(section, [])]
+
+
+def write_page(measured: Stored) -> None:
     """Replaces what is between the markers, or appends it."""
+    stored = {
+        **measured,
+        "minilm_weights": joined(measured, "minilm_uniform", "minilm_mixed"),
+        "smollm2_weights": joined(measured, "smollm2_uniform", "smollm2_mixed"),
+        "smollm2_lpu": joined(measured, "smollm2_fp16", "smollm2_truepoint", "smollm2_one_chip"),
+    }
     lines = [BEGIN, INTRODUCTION, "### Targets\n"]
     lines += table(("what", "target", "measured", ""), [*minilm_targets(stored), *smollm2_targets(stored)])
     parts = [
