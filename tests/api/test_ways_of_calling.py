@@ -49,7 +49,7 @@ def test_around_map_scan_cond_and_remat():
     equal(lpu(fun)(X), fun(X))
 
 
-@pytest.mark.parametrize("axes", [(0, 0), (1, None), (None, 2), ({"a": 1}, 0)])
+@pytest.mark.parametrize("axes", [(1, None), ({"a": 1}, 2)])
 def test_vmap_over_any_axis_and_nested(axes):
     def fun(p, x):
         return (p["a"] if isinstance(p, dict) else p).sum() + x * 2
@@ -178,7 +178,7 @@ def test_weak_types_are_those_of_jit():
         assert [x.weak_type for x in found] == [x.weak_type for x in wanted]
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (1,), (1, 1), (2, 0, 3)])
+@pytest.mark.parametrize("shape", [(), (0,), (4, 0), (1, 1)])
 def test_scalars_and_empty_arrays(shape):
     def fun(x):
         return (

@@ -40,7 +40,7 @@ def test_nextafter(on_lpu, dtype):
     same_bits(on_lpu(lax.nextafter, x, y), reference(x, y))
 
 
-@pytest.mark.parametrize("bits", [(8, 7), (5, 10), (5, 2), (4, 3), (8, 23), (2, 1), (8, 0)])
+@pytest.mark.parametrize("bits", [(8, 7), (5, 2), (8, 0)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_reduce_precision_equals_jax(on_lpu, random, bits, dtype):
     with np.errstate(over="ignore"):

@@ -15,7 +15,7 @@ def equal(found, wanted):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "bool"])
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "uint32", "bool"])
 def test_products_of_integers_wrap_as_in_jax(on_lpu, random, dtype):
     low, high = (0, 2) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     a, b = (random.integers(low, high, size, dtype="int64").astype(dtype) for size in ((2, 3, 5), (2, 5, 4)))
@@ -32,8 +32,7 @@ def test_integer_products_on_the_machine():
     assert_machine_agrees(lambda a: a @ a.T, X.astype(np.int32) * 70_000)
 
 
-@pytest.mark.parametrize("start", [-2, 0, 1, 9])
-@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int8])
+@pytest.mark.parametrize(("start", "dtype"), [(-2, np.int32), (1, np.int8), (-2, np.uint32)])
 def test_windows_of_the_last_axis(on_lpu, start, dtype):
     start = np.asarray(start).astype(dtype)
 
@@ -62,7 +61,7 @@ def test_a_reduction_of_several_operands(on_lpu):
     equal(on_lpu(fun, X, places), (X.max(1), X.argmax(1)))
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16])
 def test_index_dtypes(on_lpu, dtype):
     found = on_lpu(lambda x: lax.argmax(x, 1, dtype), X)
     assert found.dtype == dtype

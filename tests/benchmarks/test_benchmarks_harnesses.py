@@ -1,0 +1,39 @@
+"""A sample of JAX's own harnesses: a small one of many primitives by default, more with LPU_JAX_ALL=1."""
+
+import os
+
+import pytest
+
+harnesses = pytest.importorskip("harnesses")
+
+GROUPS = (
+    "add", "and", "approx_top_k", "argmin", "broadcast_in_dim", "clamp", "complex", "concatenate", "cumsum", "div",
+    "dot_general", "dynamic_slice", "eq", "exp", "fft", "gather", "integer_pow", "is_finite", "lu", "max", "pad",
+    "population_count", "random_uniform", "reduce", "reduce_sum", "rem", "rev", "scatter_add", "select_n",
+    "shift_left", "sort", "transpose",
+)  # fmt: skip
+ON_HOST = {"complex", "fft", "lu"}
+
+
+def test_a_sample_passes():
+    is_large = bool(os.environ.get("LPU_JAX_ALL"))
+    found = harnesses.chosen(20 if is_large else 1, [] if is_large else list(GROUPS))
+    for group, group_harnesses in found.items():
+        for harness in group_harnesses:
+            result, reason = harnesses.outcome(harness)
+            assert result in ("pass", "host", "skipped"), f"{harness.fullname}: {result}: {reason}"
+            if group in GROUPS and not is_large:
+                assert result == ("host" if group in ON_HOST else "pass"), harness.fullname
+
+
+def test_wrong_results_are_told():
+    real = harnesses.np.arange(4.0)
+    xla = real.astype("float32")
+    assert harnesses.explain(xla, xla, real) == ""
+    off = xla.copy()
+    off[2] += 1e-5
+    assert "1 of 4 wrong" in harnesses.explain(off, xla, real)
+    assert harnesses.explain(xla.astype("int32"), xla, real) == "int32(4,) instead of float32(4,)"
+    assert "2 of 4 differ" in harnesses.explain(
+        (xla * [1, 1, 2, 2]).astype("int32"), xla.astype("int32"), xla.astype("int32")
+    )
