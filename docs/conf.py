@@ -65,12 +65,19 @@ def fill_reference(app: Any, name: str, source: list[str]) -> None:
             source[0] = source[0].replace("{{ " + kind + " }}", "\n".join(lines))
 
 
-def keep_bars(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """|x| in a docstring is the magnitude of x and no substitution."""
-    lines[:] = [re.sub(r"(?<!`)\|([^|`\s]+)\|", r"\\|\1\\|", line) for line in lines]
+def keep_text(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """|x| in a docstring is the magnitude of x and no substitution, *x no emphasis, and `x`s is code with an s."""
+    for number, line in enumerate(lines):
+        bullet = re.match(r"\s*\* ", line)
+        start = bullet.end() if bullet else 0
+        parts = re.split(r"(`[^`]*`)", line[start:])
+        texts = [re.sub(r"([*|])", r"\\\1", text) for text in parts[::2]]
+        texts[1:] = [f"\\ {text}" if text[:1].isalnum() else text for text in texts[1:]]
+        parts[::2] = texts
+        lines[number] = line[:start] + "".join(parts)
 
 
 def setup(app: Any) -> None:
     """Connects the reference."""
     app.connect("source-read", fill_reference)
-    app.connect("autodoc-process-docstring", keep_bars)
+    app.connect("autodoc-process-docstring", keep_text, priority=400)  # before napoleon, which writes such marks

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from lpu_jax.calibration import Budget as Budget
     from lpu_jax.calibration import Calibration as Calibration
     from lpu_jax.calibration import calibrate as calibrate
+    from lpu_jax.design_space import pareto_front as pareto_front
     from lpu_jax.design_space import sweep as sweep
     from lpu_jax.loaded import Loaded as Loaded
     from lpu_jax.lowering.registry import register_lowering as register_lowering
-    from lpu_jax.pareto import pareto_front as pareto_front
     from lpu_jax.precision import Policy as Policy
     from lpu_jax.precision import Rule as Rule
     from lpu_jax.quantized import QuantizedArray as QuantizedArray
@@ -74,7 +74,7 @@ _HOME = {
     "UnsupportedPrimitiveError": "runtime.errors",
     "calibrate": "calibration",
     "lpu": "transform",
-    "pareto_front": "pareto",
+    "pareto_front": "design_space",
     "profile": "report",
     "quantize": "quantized",
     "register_lowering": "lowering.registry",

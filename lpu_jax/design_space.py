@@ -1,4 +1,4 @@
-"""`sweep`: one function on many chips and for many arguments, a row of a pandas frame for each.
+"""`sweep`: one function on many chips and for many arguments, a row of a pandas frame for each; `pareto_front` of rows.
 
 A function is traced and lowered once for each set of arguments; only the stages that depend on the chip are done for
 every variant, in parallel over processes with joblib, whose engine may also be a cluster.
@@ -150,6 +150,26 @@ def changed_chip(base: ChipSpec, changes: Mapping[str, Any]) -> ChipSpec:
         return base
     name = f"{base.name} with {', '.join(f'{field}={value}' for field, value in changes.items())}"
     return dataclasses.replace(base, **changes, name=name, assumptions=_assumptions(base, changes))
+
+
+def pareto_front(frame: pandas.DataFrame, columns: Sequence[str] = ("sram_capacity_bytes", "cycles")) -> pandas.Series:
+    """Which rows no other row beats: True where no row is smaller in one of the columns and at most equal in all.
+
+    Args:
+      frame: for example what `sweep` returns; rows without a value in one of the columns are not on the front.
+      columns: what should be small.
+
+    Raises:
+      ValueError: a column that the frame does not have.
+    """
+    import pandas  # an extra, and there when somebody has a frame
+
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise ValueError(f"the frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    costs = frame[list(columns)].to_numpy(dtype=float, na_value=float("nan"))
+    is_beaten = [bool(((costs <= row).all(axis=1) & (costs < row).any(axis=1)).any()) for row in costs]
+    is_there = frame[list(columns)].notna().all(axis=1)
+    return is_there & ~pandas.Series(is_beaten, index=frame.index, dtype=bool)
 
 
 # Variants -----------------------------------------------------------------------------------------------------------

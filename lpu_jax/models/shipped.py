@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lpu_jax.models.bert import BertConfig, BertLayer
 from lpu_jax.models.smollm2 import Smollm2, decode, prefill
-from lpu_jax.models.smollm2_config import Smollm2Config, parameter_shapes
+from lpu_jax.models.smollm2_config import SMOLLM2_135M_SIZES
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.transform import LpuFunction, lpu
 
@@ -25,24 +25,14 @@ SMOLLM2_PROMPT, BERT_LENGTH = 64, 128
 
 def smollm2_shapes(context: int) -> Smollm2:
     """SmolLM2-135M with int8 weights, each leaf a ShapeDtypeStruct."""
-    config = Smollm2Config(
-        num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, d_ff=1536, vocab_size=49_152, context=context
-    )
-    shapes = parameter_shapes(config)
-    model = Smollm2(config, lambda name: np.broadcast_to(np.float32(0), shapes[name]), "int8")
-    found: Smollm2 = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), model)
-    return found
+    return Smollm2.shapes(dataclasses.replace(SMOLLM2_135M_SIZES, context=context))
 
 
 def _smollm2_decode(chip: ChipSpec, context: int) -> Built:
     model = smollm2_shapes(context)
-    config, token = model.config, Shape((), jnp.int32)
-    caches = (
-        Shape((config.num_layers, config.kv_dim, context), jnp.float16),
-        Shape((config.num_layers, context, config.kv_dim), jnp.float16),
-    )
+    token = Shape((), jnp.int32)
     function = lpu(decode, chip=chip, resident_argnums=(0, 3, 4), donate_argnums=(3, 4))
-    return function, (model, token, token, *caches)
+    return function, (model, token, token, *model.cache_shapes())
 
 
 def _smollm2_prefill(chip: ChipSpec, context: int) -> Built:

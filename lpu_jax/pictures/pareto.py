@@ -1,35 +1,17 @@
-"""The best rows of a sweep: `pareto_front` finds them, `pareto` (of `lpu_jax.pictures`) draws them."""
+"""The best rows of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from lpu_jax.design_space import pareto_front
+from lpu_jax.pictures.drawing import PALETTE, axes, legend
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
 _MARKERS = "osD^vPX"
-
-
-def pareto_front(frame: pandas.DataFrame, columns: Sequence[str] = ("sram_capacity_bytes", "cycles")) -> pandas.Series:
-    """Which rows no other row beats: True where no row is smaller in one of the columns and at most equal in all.
-
-    Args:
-      frame: for example what `sweep` returns; rows without a value in one of the columns are not on the front.
-      columns: what should be small.
-
-    Raises:
-      ValueError: a column that the frame does not have.
-    """
-    import pandas  # an extra, and there when somebody has a frame
-
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise ValueError(f"the frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
-    costs = frame[list(columns)].to_numpy(dtype=float, na_value=float("nan"))
-    is_beaten = [bool(((costs <= row).all(axis=1) & (costs < row).any(axis=1)).any()) for row in costs]
-    is_there = frame[list(columns)].notna().all(axis=1)
-    return is_there & ~pandas.Series(is_beaten, index=frame.index, dtype=bool)
 
 
 def pareto(
@@ -52,8 +34,6 @@ def pareto(
       ValueError: a column that the frame does not have.
       ImportError: matplotlib is not installed.
     """
-    from lpu_jax.pictures.drawing import PALETTE, axes
-
     best = pareto_front(frame, (x, y))
     ax = axes(ax)
     shown = frame[frame[[x, y]].notna().all(axis=1)]
@@ -70,5 +50,5 @@ def pareto(
             axis.set_major_formatter(lambda value, _: f"{value / 2**20:,.0f}")
     without = len(frame) - len(shown)
     ax.set_title(f"{len(shown)} variants, {int(best.sum())} on the front" + (f", {without} without" if without else ""))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    legend(ax)
     return ax
