@@ -47,7 +47,8 @@ _LOOSEST = 2.0**24
 
 def _narrow(ctx: RuleContext, x: int) -> int:
     moved = behind_moves(ctx, x, slices=True)
-    return moved.outward(ctx, convert(ctx, moved.base, "float32", "float16"))  # type: ignore[return-value]
+    narrow: int = convert(ctx, moved.base, "float32", "float16")  # type: ignore[assignment]
+    return moved.outward(ctx, narrow)  # type: ignore[return-value]
 
 
 def _is_safe(ctx: RuleContext, x: int) -> bool:
