@@ -16,7 +16,7 @@ from lpu_jax.lowering.analysis.use import resource_use
 from lpu_jax.lowering.host_plan import cycles_taken
 from lpu_jax.lowering.host_run import HostRunResult, run_on_machine
 from lpu_jax.lowering.passes.emit import emit
-from lpu_jax.lowering.passes.place import AllocatedGraph, place, verify_allocation
+from lpu_jax.lowering.passes.place import AllocatedGraph, place, resident_bytes, verify_allocation
 from lpu_jax.lowering.passes.roll import roll
 from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
@@ -65,7 +65,7 @@ def _allocate(graph: GraphLike, chip: ChipSpec, donated: dict[int, int]) -> Allo
         try:
             allocated = place(tiles)
         except SramOverflowError:
-            if spread == SPREADS[-1]:
+            if spread == SPREADS[-1] or resident_bytes(tiles) > chip.usable_sram_bytes:
                 raise
             continue
         verify_allocation(allocated)

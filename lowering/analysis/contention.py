@@ -2,7 +2,8 @@
 
 A slice reads one word and writes one word per cycle, and the two must lie in different banks. Two operands of one op in
 one slice cost most: the op would meet itself and has to be cut up. Operands of ops that only overlap wait for each
-other. A cost counts the cycles of the shorter one of two accesses.
+other. A cost counts the cycles in which both are accessed: vectors of the same number, where operands stream side by
+side, else the shorter one of two accesses.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from lpu_jax.lowering.tile_ir import (
 
 LONG_RUN = 64
 """Products of so many rows read and write their storages most of the time."""
+_FEW_PAIRS = 256
+"""So many pairs of storages are all kept apart: accesses of one op shift against each other."""
 _SAME_OP = 8
 """A cycle in which an op meets itself costs as much as so many in which it meets another one: it runs in halves, and
 every half has its latency."""
@@ -44,10 +47,14 @@ class Contention:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operand:
-    """One operand or result of an op: how many words of every storage it reads or writes, a slice."""
+    """One operand or result of an op: how many words of every storage it reads or writes, a slice.
+
+    order: the storage of every vector, if vectors stream one by one with those of other operands.
+    """
 
     is_write: bool
     words: dict[int, int]
+    order: IntArray | None = None
 
 
 def contention(tiles: TileGraph) -> list[dict[int, Contention]]:
@@ -55,15 +62,14 @@ def contention(tiles: TileGraph) -> list[dict[int, Contention]]:
     found: list[dict[int, Contention]] = [{} for _ in tiles.storages]
 
     def add(one: Operand, other: Operand, weight: int) -> None:
-        for (a, words), (b, others) in itertools.product(one.words.items(), other.words.items()):
+        for a, b, cycles in _simultaneous(one, other):
             if a == b:
                 continue
-            cost = weight * min(words, others)
             for pair in (found[a].setdefault(b, Contention()), found[b].setdefault(a, Contention())):
                 if one.is_write == other.is_write:
-                    pair.slice_cost += cost
+                    pair.slice_cost += weight * cycles
                 else:
-                    pair.bank_cost += cost
+                    pair.bank_cost += weight * cycles
 
     for block in tiles.blocks:
         add(*_long_products(block), 1)
@@ -71,6 +77,16 @@ def contention(tiles: TileGraph) -> list[dict[int, Contention]]:
             for one, other in itertools.combinations([each for op in ops for each in operands(op)], 2):
                 add(one, other, _SAME_OP)
     return found
+
+
+def _simultaneous(one: Operand, other: Operand) -> list[tuple[int, int, int]]:
+    """(storage, other storage, cycles in which both are accessed)."""
+    if one.order is None or other.order is None or len(one.words) * len(other.words) <= _FEW_PAIRS:
+        pairs = itertools.product(one.words.items(), other.words.items())
+        return [(a, b, min(words, others)) for (a, words), (b, others) in pairs]
+    count = min(len(one.order), len(other.order))
+    both, cycles = np.unique(np.stack([one.order[:count], other.order[:count]]), axis=1, return_counts=True)
+    return [(int(a), int(b), int(n)) for a, b, n in zip(*both, cycles, strict=True)]
 
 
 def companions(tiles: TileGraph) -> dict[int, int]:
@@ -124,16 +140,15 @@ def _long_products(block: TileBlock) -> tuple[Operand, Operand]:
 def operands(op: TileOp) -> list[Operand]:
     """What one op reads and writes at the same time."""
     if isinstance(op, TransposeOp):
-        return [Operand(False, _words(op.source_refs)), Operand(True, _words(op.targets))]
+        return [_streaming(False, op.source_refs), _streaming(True, op.targets)]
     if isinstance(op, PermuteOp):
-        moved = [Operand(False, _words(refs)) for refs in (op.source_refs, op.maps)]
-        return [*moved, Operand(True, _words(op.targets))]
+        return [_streaming(False, op.source_refs), _streaming(False, op.maps), _streaming(True, op.targets)]
     found: list[Operand] = []
     for item in op.inputs:
         if isinstance(item, MemoryInput):
-            found.append(Operand(False, _words(item.refs)))
+            found.append(_streaming(False, item.refs))
         elif isinstance(item, GatherInput):
-            found += [Operand(False, _words(item.maps)), Operand(False, {item.table: op.num_vectors})]
+            found += [_streaming(False, item.maps), Operand(False, {item.table: op.num_vectors})]
         else:
             activations: Counter[int] = Counter()
             for refs in item.activations:
@@ -144,10 +159,14 @@ def operands(op: TileOp) -> list[Operand]:
             found += [Operand(False, activations), Operand(False, weights)]
     for output in op.outputs:
         if isinstance(output, MemoryOutput):
-            found.append(Operand(True, _words(output.refs)))
+            found.append(_streaming(True, output.refs))
         else:
-            found += [Operand(False, _words(output.maps)), Operand(True, {output.table: op.num_vectors})]
+            found += [_streaming(False, output.maps), Operand(True, {output.table: op.num_vectors})]
     return found
+
+
+def _streaming(is_write: bool, refs: IntArray) -> Operand:
+    return Operand(is_write, _words(refs), refs[:, 0])
 
 
 def _words(refs: IntArray) -> dict[int, int]:

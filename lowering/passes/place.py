@@ -339,10 +339,15 @@ def _order(storage: Storage, live: tuple[int, int], is_written: bool) -> tuple[o
     return (2, live[0], storage.id, 0)
 
 
+def resident_bytes(tiles: TileGraph) -> int:
+    """Bytes of SRAM that arguments and constants take."""
+    return sum(s.num_slices * s.num_addresses for s in tiles.storages if s.resident) * tiles.chip.num_lanes
+
+
 def overflow(tiles: TileGraph, storage: Storage) -> SramOverflowError:
     """The error for a storage that finds no place: what, how much, and how many chips it would take."""
     chip = tiles.chip
-    needed = sum(s.num_slices * s.num_addresses for s in tiles.storages if s.resident) * chip.num_lanes
+    needed = resident_bytes(tiles)
     size = storage.num_slices * storage.num_addresses * chip.num_lanes
     chips = max(2, -(-needed // chip.usable_sram_bytes))
     return SramOverflowError(

@@ -27,16 +27,20 @@ def test_all_alus_work_all_the_time(num_steps):
     assert rows * num_steps / groqchip1.num_alus <= compiled.cycles <= 1.15 * rows * num_steps / groqchip1.num_alus
 
 
-def test_parts_lie_in_slices_of_their_own():
+def test_parts_have_ports_and_banks_of_their_own():
+    """A slice may serve one read and one write, in different banks."""
     allocated = compile_graph(chain_graph(2, 8192)[0], groqchip1).allocated
     ops = allocated.tiles.blocks[0].ops
     assert len(ops) == groqchip1.num_alus // 2
-    taken = []
+    storages, places, per_bank = allocated.tiles.storages, allocated.places, groqchip1.num_addresses_per_bank
+    ports, banks = [], []
     for op in ops:
         for item in (*op.inputs, *op.outputs):
-            ids = sorted(set(item.refs[:, 0].tolist()))
-            taken.append({(allocated.tiles.storages[i].hemisphere, s) for i in ids for s in allocated.places[i].slices})
-    assert sum(map(len, taken)) == len(set().union(*taken))
+            slices = {(storages[i].hemisphere, s, i) for i in set(item.refs[:, 0].tolist()) for s in places[i].slices}
+            ports.append({(side, s, item in op.outputs) for side, s, _ in slices})
+            banks.append({(side, s, places[i].base // per_bank) for side, s, i in slices})
+    for taken in (ports, banks):
+        assert sum(map(len, taken)) == len(set().union(*taken))
 
 
 def test_the_machine_agrees():

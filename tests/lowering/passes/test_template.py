@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lpu_jax.lowering.passes.reservations import booked_keys
 from lpu_jax.lowering.passes.template import Template, affine_runs, merge_own
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
@@ -115,11 +116,12 @@ def test_merged_bookings_cover_every_cycle_and_are_disjoint(runs):
         return
     spans = {}
     for key, start, end in template.fixed:
-        spans.setdefault(key, []).append((start, end))
+        for table in booked_keys(key, start):
+            spans.setdefault(table, []).append((start, end))
     for found in spans.values():
         found.sort()
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(found))
     for run in runs:
         for key in (run[:2], ("B", *run[1:3])):
             for cycle in run_cycles(*run[3:]):
-                assert any(start <= cycle < end for start, end in spans[key])
+                assert any(start <= cycle < end for start, end in spans[*key, cycle % 2])
