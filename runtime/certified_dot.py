@@ -13,9 +13,11 @@ at a time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -30,9 +32,11 @@ PANEL_WIDTH = 512
 _MAX_PANELS = 16
 _INT8_PANEL = 1024  # 2^14 * 1024 = 2^24: float32 sums of products of int8 are exact
 _CHUNK = 32
+_BLOCK_COLUMNS = 512
 _MARGIN = 1 + 2.0**-30  # for the roundings of norms and bounds
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["norm", "lowest"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
     """Of rows or columns, per panel: norms and lowest bits in use, float64 [panels, rows or columns].
@@ -78,10 +82,20 @@ def statistics(x: Array, kind: DataFormat, axis: int, cuts: list[slice]) -> Stat
     norms, lowest = [], []
     for cut in cuts:
         panel = x[cut] if axis == 0 else x[:, cut]
-        wide = to_float64(panel, kind)
-        norms.append(jnp.sqrt(jnp.sum(wide * wide, axis=axis)) * _MARGIN)
+        if kind is DataFormat.FP32:
+            wide = to_float64(panel, kind)
+            norms.append(jnp.sqrt(jnp.sum(wide * wide, axis=axis)) * _MARGIN)
+        else:
+            norms.append(_short_norm(panel, axis))
         lowest.append(jnp.min(lowest_bit(panel, kind), axis=axis).astype(np.float64))
     return Statistics(jnp.stack(norms), jnp.stack(lowest))
+
+
+def _short_norm(x: Array, axis: int) -> Array:
+    """Bound of the norm by float32 sums of squares, where none of these is subnormal; n of them lose n * 2^-24."""
+    single = x.astype(np.float32)
+    norm = jnp.sqrt(jnp.sum(single * single, axis=axis)).astype(np.float64)
+    return norm * (1 + (x.shape[axis] + 8) * 2.0**-23)
 
 
 def certified_dot(
@@ -91,6 +105,7 @@ def certified_dot(
     rhs_format: DataFormat,
     is_short: bool = False,
     panel_width: int = PANEL_WIDTH,
+    columns: Statistics | None = None,
 ) -> Array:
     """exact_dot of matrices [M, K], [K, N].
 
@@ -101,6 +116,7 @@ def certified_dot(
       rhs_format: format of rhs.
       is_short: both are bf16 with so few significant bits that level 0 is worth a try.
       panel_width: terms of a panel.
+      columns: `short_statistics` of rhs if it is known, for level 0; weights have theirs from load time on.
 
     Returns:
       float32 [M, N]; int32 for INT8 x INT8.
@@ -112,16 +128,59 @@ def certified_dot(
     if unit_bits(lhs_kind) + unit_bits(rhs_kind) + lhs.shape[1].bit_length() <= 53:
         return _singlematmul(left, right, lhs_kind, rhs_kind)
     cuts = panels(lhs.shape[1], panel_width)
-    rows = statistics(left, lhs_kind, 1, cuts)
-    columns = statistics(right, rhs_kind, 0, cuts)
 
     def by_float64() -> Array:
-        result, is_certain = _float64_dot(left, right, (lhs_kind, rhs_kind), rows, columns, cuts)
-        return repair(result, is_certain, lambda row: left[row], right, lhs_kind, rhs_kind)
+        rows = statistics(left, lhs_kind, 1, cuts)
+        wide = [to_float64(left[:, cut], lhs_kind) for cut in cuts]
+
+        def block(columns_of_rhs: Array) -> Array:
+            columns = statistics(columns_of_rhs, rhs_kind, 0, cuts)
+            parts = [
+                matmul(x, to_float64(columns_of_rhs[cut], rhs_kind), np.float64)
+                for x, cut in zip(wide, cuts, strict=True)
+            ]
+            result, is_certain = certify(*add_panels(parts), rows, columns, cuts)
+            return repair(result, is_certain, lambda row: left[row], columns_of_rhs, lhs_kind, rhs_kind)
+
+        return _block_by_block(block, right)
 
     if not is_short:
         return by_float64()
-    return lax.cond(_is_short(rows, columns), lambda: _bf16_dot(lhs, rhs, cuts), by_float64)
+    known = short_statistics(rhs, 0, panel_width) if columns is None else columns
+    fits = _is_short(short_statistics(lhs, 1, panel_width), known)
+    pieces = [lax.bitcast_convert_type(lhs[:, cut], np.uint16) for cut in cuts]  # bf16 would be widened in the loop
+    return lax.cond(fits, lambda: _block_by_block(lambda part: _bf16_dot(pieces, part, cuts), rhs), by_float64)
+
+
+def _block_by_block(product: Callable[[Array], Array], rhs: Array) -> Array:
+    """A product [M, N] with blocks of columns of rhs [K, N], one after the other, so that its panels stay in the cache.
+
+    The last block begins early enough to be as wide as the others.
+    """
+    num_columns = rhs.shape[1]
+    if num_columns < 2 * _BLOCK_COLUMNS:
+        return product(rhs)
+    count = -(-num_columns // _BLOCK_COLUMNS)
+    carrier = {2: np.uint16, 4: np.float32}.get(rhs.dtype.itemsize, rhs.dtype)
+    carried = lax.bitcast_convert_type(rhs, carrier)  # XLA would widen an array of narrow floats in front of the loop
+
+    def step(_: Any, start: Array) -> tuple[None, Array]:
+        part = lax.dynamic_slice_in_dim(carried, start, _BLOCK_COLUMNS, axis=1)
+        return None, product(lax.bitcast_convert_type(part, rhs.dtype))
+
+    last = num_columns - _BLOCK_COLUMNS
+    starts = np.minimum(np.arange(count, dtype=np.int32) * _BLOCK_COLUMNS, last)
+    _, blocks = lax.scan(step, None, starts)
+    whole = jnp.moveaxis(blocks[:-1], 0, 1).reshape(blocks.shape[1], -1)
+    return jnp.concatenate([whole, blocks[-1][:, whole.shape[1] - last :]], axis=1)
+
+
+def short_statistics(x: Array, axis: int, panel_width: int = PANEL_WIDTH) -> Statistics:
+    """Statistics of bf16 without float64; only good where all bits in use are at least 2^-60, see `_is_short`."""
+    parts = [x[cut] if axis == 0 else x[:, cut] for cut in panels(x.shape[axis], panel_width)]
+    single = [lax.bitcast_convert_type(bits_of(jnp, part) << 16, np.float32) for part in parts]
+    lowest = [jnp.min(lowest_bit(part, DataFormat.FP32), axis=axis).astype(np.float64) for part in single]
+    return Statistics(jnp.stack([_short_norm(part, axis) for part in single]), jnp.stack(lowest))
 
 
 def matmul(lhs: Array, rhs: Array, dtype: Any) -> Array:
@@ -163,7 +222,8 @@ def _is_short(rows: Statistics, columns: Statistics) -> Array:
     in_panels = jnp.all(_largest_ratio(rows) * _largest_ratio(columns) <= 2.0**24)
     smallest = jnp.min(rows.lowest) * jnp.min(columns.lowest)
     length = _length(rows).max() * _length(columns).max()
-    return in_panels & (length <= 2.0**52 * smallest) & (smallest >= 2.0**-120) & (length <= 2.0**120)
+    no_square_is_subnormal = (jnp.min(rows.lowest) >= 2.0**-60) & (jnp.min(columns.lowest) >= 2.0**-60)
+    return in_panels & (length <= 2.0**52 * smallest) & no_square_is_subnormal & (length <= 2.0**120)
 
 
 def _length(side: Statistics) -> Array:
@@ -171,24 +231,13 @@ def _length(side: Statistics) -> Array:
     return jnp.sqrt(jnp.sum(side.norm * side.norm, axis=0)) * _MARGIN
 
 
-def _bf16_dot(lhs: Array, rhs: Array, cuts: list[slice]) -> Array:
-    total = jnp.zeros((lhs.shape[0], rhs.shape[1]), np.float64)
-    for cut in cuts:
-        total += matmul(lhs[:, cut], rhs[cut], np.float32).astype(np.float64)
+def _bf16_dot(lhs_panels: list[Array], rhs: Array, cuts: list[slice]) -> Array:
+    """Level 0; lhs_panels: the bits of bf16 [M, width]."""
+    total = jnp.zeros((lhs_panels[0].shape[0], rhs.shape[1]), np.float64)
+    for panel, cut in zip(lhs_panels, cuts, strict=True):
+        lhs = lax.bitcast_convert_type(panel, rhs.dtype)
+        total += matmul(lhs, rhs[cut], np.float32).astype(np.float64)
     return canonical(total.astype(np.float32))
-
-
-def _float64_dot(
-    lhs: Array,
-    rhs: Array,
-    kinds: tuple[DataFormat, DataFormat],
-    rows: Statistics,
-    columns: Statistics,
-    cuts: list[slice],
-) -> tuple[Array, Array]:
-    """Level 1: float32 results, and where they are certainly right."""
-    parts = [matmul(to_float64(lhs[:, cut], kinds[0]), to_float64(rhs[cut], kinds[1]), np.float64) for cut in cuts]
-    return certify(*add_panels(parts), rows, columns, cuts)
 
 
 def add_panels(parts: Sequence[Array]) -> tuple[Array, Array]:
@@ -200,13 +249,29 @@ def add_panels(parts: Sequence[Array]) -> tuple[Array, Array]:
     return hi, lo
 
 
+def tried_in_float64(lhs: Array, rhs: Array) -> tuple[Array, Array]:
+    """float32 results of float16 [..., M, K] x [..., K, N] in one float64 product, and whether all are certain."""
+    hi = jnp.matmul(lhs.astype(np.float64), rhs.astype(np.float64), precision=lax.Precision.HIGHEST)
+    norms, lowest = [], []
+    for x, axis in ((lhs, -1), (rhs, -2)):
+        norms.append(jnp.sqrt(jnp.sum(x.astype(np.float32) ** 2, axis=axis, keepdims=True)).astype(np.float64))
+        lowest.append(jnp.min(lowest_bit(x, DataFormat.FP16), axis=axis, keepdims=True).astype(np.float64))
+    size = norms[0] * norms[1] * (1 + 2.0**-8)  # K <= 1024 roundings to float32 are within the margin
+    bound = size * (lhs.shape[-1] * 2.0**-53) + jnp.abs(hi) * 2.0**-51
+    bound = jnp.where(size <= 2.0**53 * lowest[0] * lowest[1], 0.0, bound)
+    low, high = (hi - bound).astype(np.float32), (hi + bound).astype(np.float32)
+    is_certain = (low == high) & ((jnp.abs(hi) >= 2.0**-100) | (bound == 0))
+    return canonical(low), jnp.all(is_certain & (jnp.abs(hi) < np.inf))
+
+
 def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: DataFormat) -> Array:
     """Share of the results [M, N] that level 1 leaves to level 2."""
     left, lhs_kind = widen(jnp, lhs, lhs_format)
     right, rhs_kind = widen(jnp, rhs, rhs_format)
     cuts = panels(lhs.shape[1])
     rows, columns = statistics(left, lhs_kind, 1, cuts), statistics(right, rhs_kind, 0, cuts)
-    _, is_certain = _float64_dot(left, right, (lhs_kind, rhs_kind), rows, columns, cuts)
+    parts = [matmul(to_float64(left[:, cut], lhs_kind), to_float64(right[cut], rhs_kind), np.float64) for cut in cuts]
+    _, is_certain = certify(*add_panels(parts), rows, columns, cuts)
     return jnp.mean(~is_certain, dtype=np.float64)
 
 

@@ -6,6 +6,7 @@ runtime/certified_dot.py, which give the same bits for less.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from lpu_jax.runtime.numerics import Array, conditional
 _MIN_CERTIFIED_ROWS = 8
 _MIN_CERTIFIED_PRODUCTS = 2**24
 """Smaller products are not worth the certificate, and the longer compilation."""
+_MIN_TRIED_PRODUCTS, _MAX_TRIED_TERMS = 2**15, 1024
+"""From and up to these sizes a float64 product is worth a try: in all likelihood each of its results is certain."""
 
 
 def exact_dot(
@@ -50,9 +53,17 @@ def exact_dot(
         return panel_matmul(xp, lhs.astype(np.float64), rhs.astype(np.float64)).astype(np.int32)
     lhs, lhs_kind = widen(xp, lhs, left)
     rhs, rhs_kind = widen(xp, rhs, right)
-    result = finite_dot(xp, lhs, rhs, lhs_kind, rhs_kind)
-    is_special = has_special(xp, lhs) | has_special(xp, rhs)
-    return conditional(xp, is_special, lambda: with_special(xp, lhs, rhs, result), lambda: result)
+
+    def by_digits() -> Array:
+        result = finite_dot(xp, lhs, rhs, lhs_kind, rhs_kind)
+        is_special = has_special(xp, lhs) | has_special(xp, rhs)
+        return conditional(xp, is_special, lambda: with_special(xp, lhs, rhs, result), lambda: result)
+
+    is_worth_a_try = math.prod(lhs.shape) * rhs.shape[-1] >= _MIN_TRIED_PRODUCTS and lhs.shape[-1] <= _MAX_TRIED_TERMS
+    if xp is np or not is_worth_a_try or not lhs.dtype == rhs.dtype == np.float16:
+        return by_digits()
+    result, is_certain = certified_dot.tried_in_float64(lhs, rhs)
+    return jax.lax.cond(is_certain, lambda: result, by_digits)
 
 
 def element_format(given: DataFormat | NumberFormat) -> DataFormat:

@@ -203,6 +203,9 @@ def exact_dot_prepared(lhs: Array, prepared: PreparedWeights, lhs_format: DataFo
 
     if not prepared.has_digits or kind is DataFormat.FP32 or lhs.shape[0] > _MAX_DIGIT_ROWS:
         return certified()
+    # A conditional would copy the slice of a stack in front of it, so all branches take the float32 columns.
+    wide = _widened(prepared.columns[0], prepared.data_format)[0].astype(np.float32)
+    prepared = dataclasses.replace(prepared, columns=(wide,))
     units, lowest = _in_units(left, kind)
     largest = jnp.max(jnp.abs(units))
     is_finite = ~has_special(jnp, left)
@@ -237,9 +240,8 @@ def _by_digits(units: Array, lowest: Array, prepared: PreparedWeights, count: in
         digit = jnp.rint(rest * (1.0 / power))
         rest = rest - digit * power
         digits.append(digit.astype(np.float32))
-    wide, _ = _widened(prepared.columns[0], prepared.data_format)
     stacked = jnp.concatenate(digits, axis=0).T  # [K, count * M], highest digit first
-    sums = matmul(wide.astype(np.float32), stacked, np.float32).astype(np.float64)
+    sums = matmul(prepared.columns[0], stacked, np.float32).astype(np.float64)
     parts = [sums[:, i * rows : (i + 1) * rows].T for i in range(count)]
     high = functools.reduce(lambda total, part: total * base + part, parts[:4])  # 24 + 3 d <= 53 bits: exact
     if count == 4:

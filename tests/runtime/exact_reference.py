@@ -204,3 +204,36 @@ def subnormal_results(rng, lhs_name, rhs_name, shape):
 
 
 KINDS["subnormal results"] = subnormal_results
+
+
+def decode_block_words(words: np.ndarray, mantissa_bits: int, block_size: int, num_rows: int) -> list[list[int]]:
+    """Columns of block floating point, elements as integers times 2^-149, from the bytes [words, N] at rest.
+
+    A block is the exponent byte of the column and then its mantissas, one string of bits from the lowest on.
+    """
+    data_words = block_size * mantissa_bits // 8
+    columns = []
+    for column in words.view(np.uint8).T.tolist():
+        values = []
+        for begin in range(0, len(column), 1 + data_words):
+            unit = column[begin] - 256 if column[begin] > 127 else column[begin]
+            string = int.from_bytes(bytes(column[begin + 1 : begin + 1 + data_words]), "little")
+            for row in range(block_size):
+                code = (string >> (row * mantissa_bits)) & ((1 << mantissa_bits) - 1)
+                mantissa = code - (1 << mantissa_bits) if code >> (mantissa_bits - 1) else code
+                values.append(mantissa * 2 ** (unit + SCALE))
+        columns.append(values[:num_rows])
+    return columns
+
+
+def dot_with_blocks(lhs_name: str, lhs: np.ndarray, columns: list[list[int]]) -> np.ndarray:
+    """uint32 bits of the exact products with decoded columns, rounded once."""
+    rows = decode_all(lhs_name, lhs)
+    out = np.empty((len(rows), len(columns)), np.uint32)
+    for m, row in enumerate(rows):
+        for n, column in enumerate(columns):
+            special = _special(list(zip(row, column, strict=True))) if any(isinstance(a, str) for a in row) else None
+            if special is None:
+                special = round_to_fp32(sum(a * b for a, b in zip(row, column, strict=True)), 2 * SCALE)
+            out[m, n] = special
+    return out
