@@ -9,6 +9,7 @@ from jax import lax
 
 from lpu_jax.lowering.lower import lower_jaxpr
 from lpu_jax.lowering.pipeline import compile_graph
+from lpu_jax.precision import as_policy
 from lpu_jax.runtime.chip import TINY as tiny
 from lpu_jax.runtime.errors import TripCountError
 from lpu_jax.runtime.execute import execute
@@ -24,7 +25,7 @@ def double_until(x, limit=1000):
 
 def check(fun, *args, trip_counts=None, fallback=None):
     """Plain JAX's values in both executors, the same turns, and the cycles that are predicted for them."""
-    graph = lower_jaxpr(jax.make_jaxpr(fun)(*args), precision="highest", fallback=fallback)
+    graph = lower_jaxpr(jax.make_jaxpr(fun)(*args), precision=as_policy("highest"), fallback=fallback)
     leaves = jax.tree.leaves(args)
     held = [np.asarray(x).astype(graph.avals[v].dtype) for x, v in zip(leaves, graph.inputs, strict=True)]
     results, counts, ends = jitted_counted(graph, held)
