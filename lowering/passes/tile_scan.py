@@ -58,6 +58,8 @@ def _slice_views(
     aval = body.graph.avals[value]
     found = []
     for view in tiler.all_views(outer):
+        if len(view.refs) % iterations:  # several turns share a vector
+            continue
         parts = view.refs.reshape(iterations, -1, 2)
         sizes = np.array([tiler.builder.storages[s].num_vectors for s in parts[0, :, 0]])
         counts = {tiler.builder.storages[s].num_iterations for s in parts[0, :, 0]}
@@ -66,7 +68,9 @@ def _slice_views(
             found.append(View(aval.shape, view.splat, parts[0]))
     if not found:
         splat = default_splat(aval.shape)
-        source = tiler.all_views(outer)[0] if splat else tiler.lanes_views(outer)[0]
+        source = tiler.lanes_views(outer)[0]
+        if splat:
+            source = View((iterations, *aval.shape), True, tiler.splat_refs(outer))
         demand = body.demand.get(value, Demand())
         places = tiler.builder.allocate(aval, splat, demand, num_iterations=iterations, name=f"xs %{value}")
         targets = tuple(tiler.builder.stacked(place, iterations) for place in places)

@@ -160,3 +160,9 @@ def test_a_missing_primitive_in_a_branch_is_told(lowered):
 
 def test_cond_on_the_machine():
     assert_machine_agrees(lambda x: lax.cond(x[0, 0] > 1, lambda x: x * 2, lambda x: x - 1, x), XS)
+
+
+@pytest.mark.parametrize("shape", [(20,), (6, 1), (5, 2)])
+def test_a_scan_over_rows_that_share_a_vector_on_the_machine(shape):
+    x = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    assert_machine_agrees(lambda x: lax.scan(lambda c, r: (jnp.maximum(c, r), c + r), x[0], x * 2 + 1), x)
