@@ -84,7 +84,7 @@ def explain(actual: np.ndarray, xla: np.ndarray, real: np.ndarray | None) -> str
     if actual.shape != xla.shape or actual.dtype != xla.dtype:
         return f"{actual.dtype}{actual.shape} instead of {xla.dtype}{xla.shape}"
     if str(xla.dtype) not in _EPSILON:
-        count = int((actual != xla).sum())
+        count = int((~((actual == xla) | ((actual != actual) & (xla != xla)))).sum())
         return f"{count} of {actual.size} differ" if count else ""
     wide, epsilon = xla.astype(np.float64), _EPSILON[str(xla.dtype)]
     reference = wide if real is None or real.shape != xla.shape or real.dtype != np.float64 else real

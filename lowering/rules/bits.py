@@ -63,6 +63,8 @@ def _bitcast_convert_type(ctx: RuleContext, x: Operand, *, new_dtype: Any) -> Se
         return [cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target)]
     if widths[source] == 32:
         return [ctx.elementwise("or", x, ctx.immediate(0, "int32"), dtype=target)]
+    if {source, target} == {"float16", "bfloat16"}:
+        return ctx.rewrite(lambda f: lax.bitcast_convert_type(lax.bitcast_convert_type(f, jnp.uint16), target), x)
     if "bfloat16" in (source, target):
         sixteen = ctx.immediate(16, "int32")
         if target == "bfloat16":

@@ -109,7 +109,7 @@ def _sort(ctx: RuleContext, *operands: Operand, dimension: int, is_stable: bool,
 
 @register_lowering("top_k")
 def _top_k(ctx: RuleContext, x: Operand, *, k: int, axis: int = -1) -> Sequence[Operand]:
-    """k times the largest of the rest, the first of equals; k up to 64. NaN counts as larger than everything."""
+    """k times the largest of the rest, the first of equals; k up to 64; a NaN is the largest, with a sign the smallest."""
     shape = ctx.avals_in[0].shape
     if 0 in (*shape, k):
         raise ctx.unsupported("the largest of an empty array, or none of them")
@@ -124,9 +124,17 @@ def _top_k(ctx: RuleContext, x: Operand, *, k: int, axis: int = -1) -> Sequence[
     return ctx.rewrite(fun, x)
 
 
+def _total_order(x: Any) -> Any:
+    """As `sort_key`, but a NaN with a sign is smaller than everything, and -0 smaller than 0."""
+    if str(x.dtype) not in FLOATS:
+        return sort_key(x)
+    bits = lax.bitcast_convert_type(lax.convert_element_type(x, jnp.float32), jnp.int32)
+    return bits ^ (lax.shift_right_arithmetic(bits, jnp.full_like(bits, 31)) & INT_MAX)
+
+
 def _largest(rows: Any, k: int) -> tuple[Any, Any]:
     """[..., n] -> values and positions [..., k]; the bits of a value are picked by a masked sum of one term."""
-    key, size = sort_key(rows), rows.shape[-1]
+    key, size = _total_order(rows), rows.shape[-1]
     lanes = lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 1)
     is_taken = jnp.zeros(key.shape, bool)
     values, positions = [], []

@@ -31,6 +31,11 @@ def test_every_code_of_16_bits(on_lpu, dtype):
     np.testing.assert_array_equal(found, CODES[is_kept])
 
 
+def test_bits_of_one_narrow_float_as_another(on_lpu):
+    x = np.array([1.5, -3248, 6e-8, 0], np.float16)
+    same_bits(on_lpu(lambda x: lax.bitcast_convert_type(x, jnp.bfloat16), x), x.view(ml_dtypes.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_nextafter(on_lpu, dtype):
     with np.errstate(over="ignore"):

@@ -94,3 +94,8 @@ def test_approx_top_k_is_exact(on_lpu):
 
 def test_reshape_in_another_order(on_lpu):
     equal(on_lpu(lambda x: lax.reshape(x, (8, 3), (1, 0)), X), X.T.reshape(8, 3))
+
+
+def test_top_k_orders_nan_by_its_sign_and_zeros_too(on_lpu):
+    x = np.array([np.inf, np.nan, -np.nan, 3, -0.0, 0.0, -np.inf], np.float32)
+    equal(on_lpu(lambda x: lax.top_k(x, 7)[1], x), lax.top_k(x, 7)[1])
