@@ -10,12 +10,15 @@ import dataclasses
 import difflib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lpu_jax.chips import ChipSpec, chip_by_name
 from lpu_jax.runtime.chip_limits import check_field, is_integer
 from lpu_jax.runtime.errors import LpuError
+from lpu_jax.runtime.progress import VARIABLE as PROGRESS_VARIABLE
+from lpu_jax.runtime.progress import progress
 from lpu_jax.transform import LpuFunction, lpu
 
 if TYPE_CHECKING:
@@ -115,7 +118,7 @@ def sweep(
                 for base in bases for changes in combined]  # fmt: skip
     if not variants:
         raise ValueError("nothing to sweep: chips, or one of the fields or parameters, has no values")
-    tasks = (joblib.delayed(measure_variant)(lowering, base, changes) for _, lowering, base, changes in variants)
+    tasks = (joblib.delayed(_measure)(lowering, base, changes, os.getpid()) for _, lowering, base, changes in variants)
     results = joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
     rows = [
         {**call, "chip": base.name, **changes, **result}
@@ -260,6 +263,13 @@ def _lowered(function: LpuFunction, arguments: Any, parameters: Mapping[str, Any
     )
 
 
+def _measure(lowering: Lowering, base: ChipSpec, changes: Mapping[str, Any], caller: int) -> dict[str, Any]:
+    """As `measure_variant`; in other processes than the caller's without bars, which would overwrite each other."""
+    if os.getpid() != caller:
+        os.environ[PROGRESS_VARIABLE] = "0"
+    return measure_variant(lowering, base, changes)
+
+
 def _costs(lowering: Lowering, chip: ChipSpec) -> dict[str, Any]:
     """The results of a program that was made."""
     from lpu_jax.lowering.pipeline import compile_graph  # takes longer to import than this module
@@ -286,10 +296,9 @@ def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"
 
 
-def _with_progress(results: Iterable[Any], count: int) -> Iterable[Any]:
+def _with_progress(results: Iterable[Any], count: int) -> Iterator[Any]:
     """The results one by one, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(results, "sweeping", total=count, console=console, disable=not console.is_terminal, transient=True)
+    with progress("Sweeping", total=count) as bar:
+        for result in results:
+            bar.advance()
+            yield result

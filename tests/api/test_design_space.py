@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from joblib.parallel import ThreadingBackend
 import lpu_jax
 from lpu_jax.chips import groqchip1, lp30, tiny
 from lpu_jax.design_space import RESULTS, changed_chip
+from lpu_jax.runtime import progress as runtime_progress
 
 Shape = jax.ShapeDtypeStruct
 
@@ -170,6 +172,17 @@ def test_another_engine_of_joblib_does_the_work():
         frame = lpu_jax.sweep(on_tiny, shapes(), fields={"num_slices": [16, 20]}, num_jobs=2)
     assert used
     pandas.testing.assert_frame_equal(frame, sweep(fields={"num_slices": [16, 20]}))
+
+
+def test_a_bar_counts_the_rows_above_the_bars_of_the_compiler(monkeypatch):
+    monkeypatch.setattr(runtime_progress, "is_shown", lambda: True)
+    monkeypatch.setattr(runtime_progress, "DELAY_SECONDS", 0)
+    counts = []
+    monkeypatch.setattr(runtime_progress._Screen, "update", lambda _, bar: counts.append((bar.what, bar.done)))
+    monkeypatch.setattr(runtime_progress.Bar, "task", property(lambda _: 0, lambda *_: None), raising=False)
+    monkeypatch.setattr(runtime_progress, "_display", unittest.mock.MagicMock())
+    sweep(fields={"num_slices": [16, 20, 24]})
+    assert [done for what, done in counts if what == "Sweeping"] == [1, 2, 3]
 
 
 # The front ----------------------------------------------------------------------------------------------------------
