@@ -109,7 +109,7 @@ def _sort(ctx: RuleContext, *operands: Operand, dimension: int, is_stable: bool,
 
 @register_lowering("top_k")
 def _top_k(ctx: RuleContext, x: Operand, *, k: int, axis: int = -1) -> Sequence[Operand]:
-    """k times the largest of the rest, the first of equals, k up to 64; NaN is the largest, with a sign the smallest."""
+    """k times the largest of the rest, the first of equals, k up to 64; NaN is the largest, with a sign smallest."""
     shape = ctx.avals_in[0].shape
     if 0 in (*shape, k):
         raise ctx.unsupported("the largest of an empty array, or none of them")
