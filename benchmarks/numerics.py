@@ -8,6 +8,7 @@ Usage: python benchmarks/numerics.py [--rows 1024] [--size 4096] [--rounds 5]
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,13 +60,16 @@ def cpu_seconds(function: Callable[..., Any], *arrays: Any) -> float:
 
 
 def measure(ours: Callable[..., Any], arrays: Any, plain: Callable[..., Any], plain_arrays: Any, rounds: int) -> Any:
-    """(best ratio of CPU time, milliseconds of ours, of plain, seconds of the first call)."""
+    """(ratio of median CPU times, milliseconds of ours, of plain, seconds of the first call).
+
+    Medians: the clock of a process may miss the last time slice of its threads, so that the least is too little.
+    """
     start = time.perf_counter()
     jax.block_until_ready(ours(*arrays))
     first = time.perf_counter() - start
     cpu_seconds(plain, *plain_arrays)
     times = [(cpu_seconds(plain, *plain_arrays), cpu_seconds(ours, *arrays)) for _ in range(rounds)]
-    slow, fast = min(b for _, b in times), min(a for a, _ in times)
+    slow, fast = statistics.median(b for _, b in times), statistics.median(a for a, _ in times)
     return slow / fast, 1e3 * slow, 1e3 * fast, first
 
 
