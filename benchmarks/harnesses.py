@@ -152,10 +152,11 @@ def table(rows: dict[str, collections.Counter[str]]) -> str:
 
 _PAGE = """# JAX's harnesses on the LPU
 
-Written by `{command}` with JAX {version}. *pass*: all of it runs on the LPU and is right: integers and bools exactly,
-floats with an error of at most twice XLA's own against float64 plus one unit in the last place, at precision `highest`.
-*host*: refused without, right with `fallback="host"`. *refused*: even so. *skipped*: plain JAX cannot run it here.
-Harnesses of 64-bit dtypes and of other platforms are left out.
+Written by `{command}` with JAX {version}.
+*pass*: all of it runs on the LPU and is right: integers and bools exactly, floats with an error of at most twice XLA's
+own against float64 plus one unit in the last place, at precision `highest`. *host*: refused without, right with
+`fallback="host"`. *refused*: even so. *skipped*: plain JAX cannot run it here. Harnesses of 64-bit dtypes and of other
+platforms are left out.
 
 Of {ran:,} harnesses of real dtypes {share:.1%} run on the LPU alone.
 
