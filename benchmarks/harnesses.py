@@ -156,8 +156,9 @@ Written by `{command}` with JAX {version}.
 *pass*: all of it runs on the LPU and is right: integers and bools exactly, floats with an error of at most twice XLA's
 own against float64 plus one unit in the last place, at precision `highest`. *host*: refused without, right with
 `fallback="host"`. *refused*: even so. *skipped*: plain JAX cannot run it here. Harnesses of 64-bit dtypes and of other
-platforms are left out. Where a harness cannot run in float64 there is no such reference: an error of 64 units in the
-last place of the largest result is allowed then. Of approx_top_k, which may choose among equals, the values are compared.
+platforms are left out. Where a
+harness cannot run in float64 there is no such reference, and an error of 64 units in the last place of the largest
+result is allowed. Of approx_top_k, which may choose among equals, the values are compared.
 
 Of {ran:,} harnesses of real dtypes {share:.1%} run on the LPU alone.
 
