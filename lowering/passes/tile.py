@@ -14,18 +14,17 @@ from collections import Counter
 import numpy as np
 
 from lpu_jax.lowering.host_plan import HostPlan, Run, Stage
-from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource, narrow_steps
+from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, narrow_steps
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
 from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
+from lpu_jax.lowering.passes.tile_matmul import tile_matmul, tile_reduction
 from lpu_jax.lowering.passes.tile_moves import view_codes
 from lpu_jax.lowering.passes.tile_product import close_chain
-from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS, SPREADS, Demand, Spread, StorageBuilder
 from lpu_jax.lowering.passes.tile_windows import Windows, find_windows
 from lpu_jax.lowering.tile_ir import (
     Binding,
-    InputRef,
     IntArray,
     StepOperand,
     TileBlock,
@@ -33,11 +32,9 @@ from lpu_jax.lowering.tile_ir import (
     TileOp,
     View,
     num_rows,
-    num_tiles,
 )
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import NumberFormatError
-from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
     Concatenate,
@@ -367,11 +364,11 @@ class Tiler:
             if isinstance(op, Elementwise):
                 self._elementwise(equation, op)
             elif isinstance(op, MatMul):
-                self._matmul(equation, op)
+                tile_matmul(self, equation, op)
             elif isinstance(op, LaneReduce):
-                self._lane_reduce(equation, op)
+                tile_reduction(self, equation, op)
             elif isinstance(op, GatherRows):
-                self._set(equation, tile_gather(self, equation))
+                self.set_views(equation, tile_gather(self, equation))
             elif isinstance(op, EncodeBlocks | DecodeBlocks):
                 raise NumberFormatError(
                     f"{op.format.name.lower()} is packed and unpacked by the host and the loader of the MXM, not while "
@@ -379,7 +376,7 @@ class Tiler:
                     "blocks, or name the argument in resident_argnums"
                 )
             elif isinstance(op, ScatterRows):
-                self._set(equation, tile_scatter(self, equation))
+                self.set_views(equation, tile_scatter(self, equation))
             elif isinstance(op, Scan | While | HostCall):
                 self._with_blocks(equation, op)
                 self.used(equation)
@@ -401,7 +398,8 @@ class Tiler:
         else:
             tile_host_call(self, equation, op)
 
-    def _set(self, equation: Equation, views: tuple[View, ...]) -> None:
+    def set_views(self, equation: Equation, views: tuple[View, ...]) -> None:
+        """The result of an equation lies in these views."""
         self.used(equation)
         self.views[equation.results[0]] = views
 
@@ -468,98 +466,6 @@ class Tiler:
         chain.values[result] = step
         self.chain_of[result] = chain
         self.used(equation)
-
-    def _open_product(self, equation: Equation, domain: Domain, product: ProductSource) -> None:
-        """Starts a chain fed by the MXM; an older chain over the same space is closed first."""
-        if domain in self.chains:
-            self.close(self.chains[domain])
-        chain = OpenChain(domain, equation.source, equation.name, product)
-        result = equation.results[0]
-        chain.values[result] = InputRef(-1)
-        self.chains[domain] = chain
-        self.chain_of[result] = chain
-        self.used(equation)
-
-    def _matmul(self, equation: Equation, op: MatMul) -> None:
-        lhs, rhs = equation.operands
-        assert isinstance(lhs, int)
-        assert isinstance(rhs, int)
-        batches, rows, contracting = self.graph.avals[lhs].shape
-        block, tile_rows = op.rhs_format.number_format.block_size, min(self.chip.num_mxm_rows, self.chip.num_lanes)
-        if block and tile_rows % block:
-            raise NumberFormatError(
-                f"{op.rhs_format.name.lower()} has blocks of {block} rows, but a plane of chip {self.chip.name!r} "
-                f"takes {tile_rows}, which is no multiple of it {equation.source}: use smaller blocks"
-            )
-        columns = self.graph.avals[rhs].shape[-1]
-        places, first_columns = self._weights(rhs)
-        vectors = batches * self.graph.avals[rhs].shape[1]
-        rhs_refs = [refs.reshape(vectors, -1, 2) for refs in places]
-        activations = self._activations(lhs, self._rows_per_load(op.rhs_format))
-        product = ProductSource(
-            lhs=activations.refs,
-            lhs_format=op.lhs_format,
-            rhs=rhs_refs[0],
-            rhs_format=op.rhs_format,
-            mirror=rhs_refs[1] if len(rhs_refs) > 1 else None,
-            num_batches=batches,
-            num_rows=rows,
-            contracting=contracting,
-            num_column_tiles=num_tiles((columns,), self.chip.num_lanes),
-            offsets=activations.offsets,
-        )
-        offsets = b"" if first_columns is None else np.repeat(first_columns, rows).tobytes()
-        self._open_product(equation, Domain(batches * rows, columns, False, offsets), product)
-
-    def _rows_per_load(self, rhs_format: DataFormat) -> int:
-        """Rows of the MXM that are loaded at a time; blocks of rows have to begin at row 0."""
-        return self.chip.num_mxm_rows if rhs_format.is_block else self.chip.num_streams_per_load // rhs_format.num_bytes
-
-    def _activations(self, value: int, rows_per_load: int) -> Windows:
-        """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""
-        windows, shape = self.windows_of(value), self.shape(value)
-        if windows is not None:
-            loaded = -(-shape[-1] // rows_per_load) * rows_per_load
-            if int(windows.offsets.max()) + loaded <= self.chip.num_mxm_rows:
-                return windows
-        views = self.lanes_views(value)
-        return Windows(tuple(view.refs for view in views), np.zeros(num_rows(shape), np.int64))
-
-    def _weights(self, value: int) -> tuple[tuple[IntArray, ...], IntArray | None]:
-        """Places of the rhs of a product, and the lane at which the columns of every matrix begin if it is not 0."""
-        windows = self.windows_of(value)
-        offsets = windows.common_offset(self.shape(value)[1]) if windows is not None else None
-        if windows is None or offsets is None:
-            return tuple(view.refs for view in self.lanes_views(value)), None
-        return windows.refs, offsets
-
-    def _lane_reduce(self, equation: Equation, op: LaneReduce) -> None:
-        operand = equation.operands[0]
-        assert isinstance(operand, int)
-        shape = self.graph.avals[operand].shape
-        rows = num_rows(shape)
-        if op.function == "sum":
-            activations = self._activations(operand, self.chip.num_streams_per_load)
-            product = ProductSource(
-                lhs=activations.refs,
-                lhs_format=FORMATS[self.graph.avals[operand].dtype],
-                rhs=None,
-                rhs_format=FORMATS["int8"],
-                mirror=None,
-                num_batches=1,
-                num_rows=rows,
-                contracting=shape[-1],
-                num_column_tiles=1,
-                offsets=activations.offsets,
-            )
-            self._open_product(equation, Domain(rows, 1, True), product)
-            return
-        views = self.lanes_views(operand)
-        result = equation.results[0]
-        targets = self.place(result, True)
-        aval = self.graph.avals[operand]
-        self.ops += tile_lane_reduce(self.builder, op.function, views[0], targets, aval, self.label)
-        self._set(equation, targets)
 
 
 def looped_values(graph: GraphLike) -> set[int]:
