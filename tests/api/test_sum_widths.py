@@ -44,7 +44,7 @@ def test_widths_above_the_published_one_are_flagged():
     assert width.is_too_wide
     assert "more than the published 100" in str(lpu_jax.profile(function)(x)[1])
     random = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
-    (width,) = function.sum_widths(random)
+    (width,) = lpu_jax.profile(function)(random)[1].sum_widths
     assert width.bits == accumulator_bits(random, random.T, DataFormat.FP32, DataFormat.FP32)
     assert function.lower(x).compile().report().sum_widths == ()  # a program has no values
 
@@ -52,6 +52,6 @@ def test_widths_above_the_published_one_are_flagged():
 def test_infinities_zeros_and_static_arguments():
     function = lpu_jax.lpu(lambda x, transpose: x @ (x.T if transpose else x), static_argnums=1)
     zeros = np.zeros((2, 2), np.float16)
-    assert [width.bits for width in function.sum_widths(zeros, True)] == [1]
+    assert [width.bits for width in lpu_jax.profile(function)(zeros, True)[1].sum_widths] == [1]
     zeros[0, 0], zeros[1, 1] = np.inf, 2.0**-24
-    assert [width.bits for width in function.sum_widths(zeros, False)] == [1 + (2).bit_length()]
+    assert [width.bits for width in lpu_jax.profile(function)(zeros, False)[1].sum_widths] == [1 + (2).bit_length()]

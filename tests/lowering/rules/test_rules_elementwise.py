@@ -204,13 +204,6 @@ def test_add_equals_ieee_arithmetic(on_lpu, values):
     np.testing.assert_array_equal(result[is_normal], wanted[is_normal])
 
 
-@pytest.mark.parametrize(
-    ("fun", "reason"),
-    [
-        (lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST), "accuracy=.*HIGHEST.* is not implemented"),
-        (lambda x: lax.reduce_precision(x, 8, 7), "exponent_bits=8 is not implemented"),
-    ],
-)
-def test_a_parameter_without_an_implementation_is_refused(lowered, fun, reason):
-    with pytest.raises(UnsupportedPrimitiveError, match=reason):
-        lowered(fun, np.ones(3, np.float32))
+def test_a_parameter_without_an_implementation_is_refused(lowered):
+    with pytest.raises(UnsupportedPrimitiveError, match=r"accuracy=.*HIGHEST.* is not implemented"):
+        lowered(lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST), np.ones(3, np.float32))

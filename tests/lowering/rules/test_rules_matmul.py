@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 
 from lpu_jax.lowering.prune import split_resident
-from lpu_jax.runtime.errors import UnsupportedPrimitiveError
 from lpu_jax.runtime.execute import execute
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Elementwise, MatMul, Transpose
@@ -194,11 +193,6 @@ def test_int8_weights_have_an_identity_prologue(lowered):
     prologue, main = split_resident(graph, {graph.inputs[0]})
     assert [prologue.avals[v].dtype for v in prologue.outputs] == ["int8"]
     assert [e.op for e in main.equations if isinstance(e.op, MatMul)] == [MatMul(DataFormat.FP16, DataFormat.INT8)]
-
-
-def test_products_of_int32_are_refused(lowered):
-    with pytest.raises(UnsupportedPrimitiveError, match=r"products of \['int32'\] to int32"):
-        lowered(jnp.matmul, np.ones((2, 2), np.int32), np.ones((2, 2), np.int32))
 
 
 def test_attention_over_values_transposes_neither_operand(lowered, random):
