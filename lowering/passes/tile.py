@@ -9,6 +9,7 @@ follows them, moves become views where vectors stay whole. Cost: O(vectors) plus
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -106,7 +107,7 @@ class Tiler:
         self.run_start = 0  # first block since the host last started the chip
         self.slots: dict[int, int] = {}  # values that only the host holds
         self.donated_xs: dict[int, int] = {}
-        self.overwriting: set[int] = set()  # equations that replace a value in place: its readers are emitted before
+        self.overwriting: dict[int, int] = {}  # equations that replace a value in place: its readers are emitted before
         self.ready: set[int] = set()
         self.demand_of_none = Demand()
         self.table_demand = Demand(table=True)
@@ -276,7 +277,8 @@ class Tiler:
             return self.views[value]
         aval = self.graph.avals[value]
         places = self.builder.allocate(aval, False, self.demand.get(value, Demand()), name=f"%{value}")
-        windows = Windows(tuple(view.refs for view in places), np.frombuffer(domain.offsets, np.int64))
+        refs = tuple(view.refs[:, None] for view in places)
+        windows = Windows(refs, np.frombuffer(domain.offsets, np.int64)[:, None], (0, aval.shape[-1]))
         self.windows[value], self.pending[value] = windows, windows.codes(aval.shape)
         return places
 
@@ -299,17 +301,35 @@ class Tiler:
         if value not in self.pending:
             return None
         if value not in self.windows:
-            found = find_windows(self.pending[value], self.chip.num_lanes)
-            other = self.builder.mirrored(found.refs[0]) if found is not None else None
-            if found is not None and other is not None:
-                found = Windows((found.refs[0], other), found.offsets)
-            self.windows[value] = found
+            self.windows[value] = self._mirrored(find_windows(self.pending[value], self.chip.num_lanes))
         return self.windows[value]
+
+    def segments_of(self, value: int, max_segments: int) -> Windows | None:
+        """The rows of a pending value in a few segments each, None if it has a view or its rows are none."""
+        windows = self.windows_of(value)
+        if windows is not None or value not in self.pending:
+            return windows
+        return self._mirrored(find_windows(self.pending[value], self.chip.num_lanes, max_segments))
+
+    def _mirrored(self, windows: Windows | None) -> Windows | None:
+        """Windows with their second place if all their vectors have one."""
+        if windows is None:
+            return None
+        (refs,) = windows.refs
+        other = self.builder.mirrored(refs.reshape(-1, 2))
+        return windows if other is None else dataclasses.replace(windows, refs=(refs, other.reshape(refs.shape)))
 
     def close_all(self) -> None:
         """Emits every open chain, oldest first."""
         for chain in list(self.chains.values()):
             if chain in self.chains.values():
+                self.close(chain)
+
+    def _close_readers(self, value: int) -> None:
+        """Emits the open chains that read storages of a value, oldest first."""
+        storages = {int(s) for view in self.all_views(value) for s in view.refs[:, 0]}
+        for chain in list(self.chains.values()):
+            if storages & chain.storages() and chain in self.chains.values():
                 self.close(chain)
 
     def end_block(self) -> None:
@@ -358,7 +378,7 @@ class Tiler:
             self.label = (equation.source, equation.name)
             op = equation.op
             if index in self.overwriting:
-                self.close_all()
+                self._close_readers(self.overwriting[index])
             if equation.results[0] in self.ready:
                 continue
             if isinstance(op, Elementwise):
@@ -432,7 +452,7 @@ class Tiler:
         if domain.offsets and value not in self.uniform:
             windows = self.windows_of(value)
             assert windows is not None, "_common_offsets looked at it"
-            return windows.refs[0]
+            return windows.refs[0][:, 0]
         return (self.all_views(value) if domain.splat else self.lanes_views(value))[0].refs
 
     def _elementwise(self, equation: Equation, op: Elementwise) -> None:

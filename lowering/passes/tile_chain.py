@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lpu_jax.lowering.emit import NARROW_FLOATS
+from lpu_jax.lowering.passes.tile_windows import Windows
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
@@ -32,13 +33,12 @@ MAX_INPUTS = 6
 class ProductSource:
     """A matrix product whose vectors enter a chain from the MXM instead of memory.
 
-    lhs: views by hemisphere, refs [batch * rows * k_tiles, 2]; rhs refs [batch * K, n_tiles, 2] or None for a sum
-    over lanes (weights of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere;
-    offsets [batch * rows]: lane at which each row of lhs begins. In block floating point rhs has the words of K rows in
-    place of K.
+    lhs: the rows [batch * rows] of K elements; rhs refs [batch * K, n_tiles, 2] or None for a sum over lanes (weights
+    of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere. In block floating point
+    rhs has the words of K rows in place of K.
     """
 
-    lhs: tuple[IntArray, ...]
+    lhs: Windows
     lhs_format: DataFormat
     rhs: IntArray | None
     rhs_format: DataFormat
@@ -47,7 +47,6 @@ class ProductSource:
     num_rows: int
     contracting: int
     num_column_tiles: int
-    offsets: IntArray
 
     @property
     def num_weight_vectors(self) -> int:
@@ -79,6 +78,14 @@ class OpenChain:
         inputs = len(self.inputs) + new_inputs + (self.product is not None)
         slots = self.num_slots + chip.alu_slots(function) + inputs + 1  # one to write an operand that no step touched
         return slots <= chip.num_alus and inputs <= MAX_INPUTS
+
+    def storages(self) -> set[int]:
+        """Storages that the chain reads."""
+        refs = [refs for refs, _ in self.inputs]
+        if self.product is not None:
+            weights = [place for place in (self.product.rhs, self.product.mirror) if place is not None]
+            refs += [place.reshape(-1, 2) for place in (*self.product.lhs.refs, *weights)]
+        return {int(s) for place in refs for s in np.unique(place[:, 0])}
 
     def add_input(self, value: int, refs: IntArray, data_format: DataFormat) -> InputRef:
         """The operand that reads a value from memory (once per chain)."""

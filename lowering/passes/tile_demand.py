@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from lpu_jax.lowering.passes.tile_moves import keeps_vectors
 from lpu_jax.lowering.passes.tile_storage import Demand
+from lpu_jax.lowering.tile_ir import num_rows
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Broadcast,
+    Concatenate,
     Elementwise,
     Equation,
     GatherRows,
@@ -20,12 +22,14 @@ from lpu_jax.runtime.ops import (
     Reshape,
     Scan,
     ScatterRows,
-    Transpose,
     While,
 )
 
 Ask = Callable[[object, Demand | None], None]
 """Merges a demand into what is known of a value."""
+
+_FEW_ROWS = 16
+"""Rows of so few can be multiplied segment by segment (`tile_windows`)."""
 
 _DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, While, HostCall, Elementwise)
 
@@ -85,17 +89,33 @@ def _ask_scan(equation: Equation, op: Scan | While, found: dict[int, Demand], as
 
 
 def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: Ask) -> None:
-    """A move that keeps vectors passes the demand on; batched weights only if their rows stay in order."""
+    """A move that keeps vectors passes the demand on; of several matrices only if their rows stay in order."""
     demand = found.get(equation.results[0])
     operands = [v for v in equation.operands if isinstance(v, int)]
     shapes = [graph.avals[v].shape for v in operands]
+    if (
+        demand is not None
+        and demand.mirrored
+        and _is_of_segments(equation, shapes, graph.avals[equation.results[0]].shape)
+    ):  # type: ignore[index]
+        for operand in operands:
+            ask(operand, Demand(mirrored=True))
+        return
     if demand is None or not keeps_vectors(equation.op, shapes, graph.avals[equation.results[0]].shape):  # type: ignore[arg-type]
         return
-    in_order = isinstance(equation.op, Reshape)
-    if demand.num_batches and not in_order and not (isinstance(equation.op, Transpose) and demand.num_batches == 1):
+    if demand.num_batches > 1 and not isinstance(equation.op, Reshape):
         demand = Demand(mirrored=demand.mirrored)
     result = graph.avals[equation.results[0]].shape
     if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
         demand = dataclasses.replace(demand, table=False, scattered=False)
     for operand in operands:
         ask(operand, demand if demand != Demand() else None)
+
+
+def _is_of_segments(equation: Equation, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
+    """Whether the rows of a result are put together from whole rows of its operands, which then stay where they are."""
+    if not shape or any(not s or s[-1] == shape[-1] for s in shapes) or num_rows(shape) > _FEW_ROWS:
+        return False
+    if isinstance(equation.op, Concatenate):
+        return equation.op.axis == len(shape) - 1
+    return isinstance(equation.op, Reshape) and shape[-1] % shapes[0][-1] == 0 and shapes[0][-1] > 1

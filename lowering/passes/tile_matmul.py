@@ -9,7 +9,7 @@ import numpy as np
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS
-from lpu_jax.lowering.passes.tile_windows import Windows
+from lpu_jax.lowering.passes.tile_windows import Windows, whole_rows
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, num_rows, num_tiles
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import NumberFormatError
@@ -54,7 +54,7 @@ def tile_matmul(tiler: Tiler, equation: Equation, op: MatMul) -> None:
     rhs_refs = [refs.reshape(vectors, -1, 2) for refs in places]
     activations = _activations(tiler, lhs, _rows_per_load(tiler.chip, op.rhs_format))
     product = ProductSource(
-        lhs=activations.refs,
+        lhs=activations,
         lhs_format=op.lhs_format,
         rhs=rhs_refs[0],
         rhs_format=op.rhs_format,
@@ -63,7 +63,6 @@ def tile_matmul(tiler: Tiler, equation: Equation, op: MatMul) -> None:
         num_rows=rows,
         contracting=contracting,
         num_column_tiles=num_tiles((columns,), tiler.chip.num_lanes),
-        offsets=activations.offsets,
     )
     offsets = b"" if first_columns is None else np.repeat(first_columns, rows).tobytes()
     _open_product(tiler, equation, Domain(batches * rows, columns, False, offsets), product)
@@ -76,13 +75,25 @@ def _rows_per_load(chip: ChipSpec, rhs_format: DataFormat) -> int:
 
 def _activations(tiler: Tiler, value: int, rows_per_load: int) -> Windows:
     """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""
-    windows, shape = tiler.windows_of(value), tiler.shape(value)
+    shape = tiler.shape(value)
+    windows = tiler.segments_of(value, _max_segments(tiler.chip, shape))
     if windows is not None:
-        loaded = -(-shape[-1] // rows_per_load) * rows_per_load
-        if int(windows.offsets.max()) + loaded <= tiler.chip.num_mxm_rows:
+        loaded = -(-np.diff(windows.edges) // rows_per_load) * rows_per_load
+        is_aligned = all(edge % rows_per_load == 0 for edge in windows.edges[:-1])
+        if is_aligned and int((windows.offsets + loaded).max()) <= tiler.chip.num_mxm_rows:
             return windows
-    views = tiler.lanes_views(value)
-    return Windows(tuple(view.refs for view in views), np.zeros(num_rows(shape), np.int64))
+    return whole_rows(tuple(view.refs for view in tiler.lanes_views(value)), shape, tiler.chip.num_lanes)
+
+
+def _max_segments(chip: ChipSpec, shape: tuple[int, ...]) -> int:
+    """Segments of a row [..., K] that are multiplied one by one sooner than the SXM has brought them together.
+
+    Sums that are rounded tile by tile have the tiles of the chip.
+    """
+    tiles = num_tiles(shape, chip.num_lanes)
+    if chip.accumulation != "exact":
+        return 1
+    return max(2 * tiles, tiles + chip.sxm_permute_cycles // max(num_rows(shape), chip.mxm_install_interval_cycles))
 
 
 def _weights(tiler: Tiler, value: int) -> tuple[tuple[IntArray, ...], IntArray | None]:
@@ -103,7 +114,7 @@ def tile_reduction(tiler: Tiler, equation: Equation, op: LaneReduce) -> None:
     if op.function == "sum":
         activations = _activations(tiler, operand, tiler.chip.num_streams_per_load)
         product = ProductSource(
-            lhs=activations.refs,
+            lhs=activations,
             lhs_format=FORMATS[tiler.graph.avals[operand].dtype],
             rhs=None,
             rhs_format=FORMATS["int8"],
@@ -112,7 +123,6 @@ def tile_reduction(tiler: Tiler, equation: Equation, op: LaneReduce) -> None:
             num_rows=rows,
             contracting=shape[-1],
             num_column_tiles=1,
-            offsets=activations.offsets,
         )
         _open_product(tiler, equation, Domain(rows, 1, True), product)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from lpu_jax.runtime.isa import DataFormat
 
 _ROWS_PER_PLANE = 8
 """Sums over lanes of fewer rows a plane take longer to begin there than to multiply."""
+_MIN_RUN = 32
+"""Rows of weights that lie in shorter runs are copied first: every run is an install of its own."""
 
 Result = tuple[StepOperand, tuple[View, ...], DataFormat]
 
@@ -42,11 +45,12 @@ class _Home:
     tiles: tuple[WeightTile, ...]
     k_tiles: tuple[int, ...]
 
-    def moved(self, offset: int) -> _Home:
-        """The same weights, loaded `offset` rows further on."""
-        if not offset:
+    def moved(self, offsets: IntArray) -> _Home:
+        """The same weights, those of K tile k loaded offsets[k] rows further on."""
+        if not offsets.any():
             return self
-        tiles = tuple(dataclasses.replace(tile, lane=tile.lane + offset) for tile in self.tiles)
+        places = zip(self.tiles, offsets[list(self.k_tiles)].tolist(), strict=True)
+        tiles = tuple(dataclasses.replace(tile, lane=tile.lane + offset) for tile, offset in places)
         return dataclasses.replace(self, tiles=tiles)
 
     def rotated(self, turn: int) -> _Home:
@@ -108,8 +112,7 @@ def _products(
     builder: StorageBuilder, product: ProductSource, ops: list[ChainOp], label: Label
 ) -> list[tuple[IntArray, ChainInput]]:
     """The product cut into (chain vectors, their source) by matrix, tile of N and block of rows."""
-    tiles = product.num_column_tiles
-    k_tiles = -(-product.contracting // builder.chip.num_lanes)
+    tiles, k_tiles = product.num_column_tiles, product.lhs.num_segments
     parts: list[tuple[IntArray, ChainInput]] = []
     copies: dict[Hemisphere, IntArray] = {}
 
@@ -122,7 +125,7 @@ def _products(
         formats = product.lhs_format, product.rhs_format
         return MatMulInput(activations, formats[0], home.tiles, formats[1], home.side, home.plane)
 
-    offsets = product.offsets.reshape(product.num_batches, product.num_rows)
+    offsets = product.lhs.offsets.reshape(product.num_batches, product.num_rows, k_tiles)
     for batch in range(product.num_batches):
         for tile in range(tiles):
             places = _places(builder, product, batch, tile, ops, label)
@@ -139,12 +142,12 @@ def _row_blocks(
 ) -> list[tuple[tuple[_Home, ...], IntArray]]:
     """Blocks of rows that fill half of the accumulators; every place of the weights takes an equal share of rows.
 
-    Rows that begin at one lane go together, with the weights at the same rows of the MXM.
+    Rows that begin at the same lanes go together, with the weights at the same rows of the MXM.
     """
     block = max(1, builder.chip.num_accumulator_vectors // 2)
     blocks = []
-    for offset in np.unique(offsets).tolist():
-        rows = np.nonzero(offsets == offset)[0]
+    for offset in np.unique(offsets, axis=0):
+        rows = np.nonzero((offsets == offset).all(axis=1))[0]
         shares = [i * len(rows) // len(places) for i in range(len(places) + 1)]
         edges = sorted({*range(0, len(rows), block), *shares})
         for start, stop in itertools.pairwise(edges):
@@ -191,17 +194,18 @@ def _places(
     return [found]
 
 
-def _tile_rows(first: int, stop: int, lanes: int) -> list[tuple[int, int, int]]:
-    """(K tile, first lane, number of rows) of rows first .. stop - 1 of K."""
-    edges = sorted({first, stop, *range(-(-first // lanes) * lanes, stop, lanes)})
-    return [(a // lanes, a % lanes, b - a) for a, b in itertools.pairwise(edges)]
+def _tile_rows(first: int, stop: int, edges: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(K tile, first row in it, number of rows) of rows first .. stop - 1 of K; tile k begins at row edges[k]."""
+    cuts = sorted({first, stop, *(edge for edge in edges if first < edge < stop)})
+    tiles = [bisect.bisect_right(edges, cut) - 1 for cut in cuts[:-1]]
+    return [(k, a - edges[k], b - a) for k, (a, b) in zip(tiles, itertools.pairwise(cuts), strict=True)]
 
 
 def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, ...]]:
     """Weights of ones in one plane, or in several if there are many rows to share."""
     planes = [(side, plane) for plane in range(builder.chip.num_planes) for side in Hemisphere]
     count = min(len(planes), product.num_rows // _ROWS_PER_PLANE)
-    rows = _tile_rows(0, product.contracting, builder.chip.num_lanes)
+    rows = _tile_rows(0, product.contracting, product.lhs.edges)
     places: list[tuple[_Home, ...]] = []
     for side, plane in planes[:count] if count > 1 else [builder.next_plane()]:
         storage = builder.ones_weights(side, plane)
@@ -211,31 +215,44 @@ def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, 
 
 
 def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> tuple[_Home, ...] | None:
-    """The weights refs [K, 2] (or words) as they lie in weight layout, None if they do not."""
-    edges = [0, *(np.nonzero(np.diff(refs[:, 0]))[0] + 1).tolist(), len(refs)]
-    integer = product.lhs_format is product.rhs_format is DataFormat.INT8
-    if len(edges) > 2 and not integer:
+    """The weights refs [K, 2] (or words) as they lie in weight layout, None if they do not.
+
+    Runs of rows in the slices of several planes are as many parts, which only integers can be added up from.
+    """
+    is_next = (np.diff(refs[:, 0]) == 0) & (np.diff(refs[:, 1]) == 1)
+    edges = [0, *(np.nonzero(~is_next)[0] + 1).tolist(), len(refs)]
+    if len(edges) > 2 and (product.rhs_format.is_block or (len(edges) - 1) * _MIN_RUN > len(refs)):
         return None
+    integer = product.lhs_format is product.rhs_format is DataFormat.INT8
     homes = []
     for start, stop in itertools.pairwise(edges):
         home, first = builder.storages[refs[start, 0]], int(refs[start, 1])
-        in_order = bool((np.diff(refs[start:stop, 1]) == 1).all())
-        if not in_order or home.plane is None or first % home.interleave or start % home.interleave:
+        if home.plane is None or first % home.interleave or start % home.interleave:
             return None
         if product.rhs_format.is_block:
-            rows = _tile_rows(0, product.contracting, builder.chip.num_lanes)
+            rows = _tile_rows(0, product.contracting, product.lhs.edges)
             offsets = [k * product.rhs_format.num_words(builder.chip.num_lanes) for k, _, _ in rows]
         else:
-            rows = _tile_rows(start, stop, builder.chip.num_lanes)
-            if len(edges) > 2:
+            rows = _tile_rows(start, stop, product.lhs.edges)
+            if len(edges) > 2 and integer:
                 rows.sort(key=lambda row: row[2])  # short loads first: installs need an interval
-            offsets = [k * builder.chip.num_lanes + lane - start for k, lane, _ in rows]
+            offsets = [product.lhs.edges[k] + lane - start for k, lane, _ in rows]
         tiles = tuple(
             WeightTile(home.id, first + offset, count, lane)
             for (_, lane, count), offset in zip(rows, offsets, strict=True)
         )
         homes.append(_Home(home.hemisphere, home.plane, tiles, tuple(k for k, _, _ in rows)))
-    return tuple(homes)
+    if len({(home.side, home.plane) for home in homes}) == 1:
+        return (_joined(homes),)
+    return tuple(homes) if integer else None
+
+
+def _joined(homes: Sequence[_Home]) -> _Home:
+    """Weights in several runs of rows, all in the slices of one plane."""
+    tiles, k_tiles = (
+        tuple(itertools.chain(*parts)) for parts in zip(*((h.tiles, h.k_tiles) for h in homes), strict=True)
+    )
+    return _Home(homes[0].side, homes[0].plane, tiles, k_tiles)
 
 
 def _copied(
@@ -266,11 +283,11 @@ def _activations(
 ) -> IntArray:
     """Activation vectors in the hemisphere of the plane, copied there if no place of the value is."""
     sides = np.array([int(storage.hemisphere) for storage in builder.storages])
-    for refs in product.lhs:
-        if (sides[refs[:, 0]] == side).all():
+    for refs in product.lhs.refs:
+        if (sides[refs[..., 0]] == side).all():
             return refs
     if side not in copies:
-        refs = product.lhs[0]
+        refs = product.lhs.refs[0].reshape(-1, 2)
         storage = builder.new_storage(len(refs), product.lhs_format, side, name="activations")
         target = builder.whole(storage, len(refs))
         source, copy = View((len(refs),), True, refs), View((len(refs),), True, target)

@@ -123,7 +123,7 @@ def _may_reuse(body: Tiler, value: int, result: int) -> bool:
     if path is None or not _others_come_before(body, value, path[0]):
         return False
     if body.uses[value] > 1:
-        body.overwriting.add(path[0])
+        body.overwriting[path[0]] = value
     return True
 
 

@@ -1,6 +1,7 @@
-"""Windows: rows that are neighbouring lanes of one vector each, used where they lie.
+"""Windows: rows that are neighbouring lanes of one vector each, or of a few, used where they lie.
 
   row r of head h of [rows, 5 * 64]  =  lanes 64 h .. 64 h + 63 of vector r
+  row of concatenate([a, b], axis=1), [rows, 2 * 96]  =  lanes 0 .. 95 of a vector of a, then those of one of b
 
 A matrix product meets such activations with weights that are loaded at the same rows of the MXM; weights that are
 windows give sums in the same lanes. Elementwise operations do not mind where a row begins, if it begins at the same
@@ -15,39 +16,59 @@ import dataclasses
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_moves import ANY_LANE, code_lanes, code_refs, refs_codes
-from lpu_jax.lowering.tile_ir import IntArray
+from lpu_jax.lowering.tile_ir import IntArray, num_tiles
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """The rows of a value.
+    """The rows of a value, each in segments that begin at the same elements in all rows.
 
-    refs: one array [rows, 2] for every place of the value: the vector that a row lies in;
-    offsets [rows]: lane at which it begins.
+    refs: one array [rows, segments, 2] for every place of the value: the vector that a segment lies in;
+    offsets [rows, segments]: lane at which it begins; edges: first element of every segment, and the number of all.
     """
 
     refs: tuple[IntArray, ...]
     offsets: IntArray
+    edges: tuple[int, ...]
+
+    @property
+    def num_segments(self) -> int:
+        """Vectors that hold one row."""
+        return len(self.edges) - 1
 
     def codes(self, shape: tuple[int, ...]) -> IntArray:
-        """Where every element is in the first place."""
-        first = refs_codes(self.refs[0]) + self.offsets
+        """Where every element is in the first place; for rows of one segment."""
+        first = refs_codes(self.refs[0][:, 0]) + self.offsets[:, 0]
         return (first[:, None] + np.arange(shape[-1])).reshape(shape)
 
     def common_offset(self, group: int) -> IntArray | None:
-        """The offset of every `group` rows, None if they differ within a group."""
-        offsets = self.offsets.reshape(-1, group)
+        """The offset of every `group` rows, None if they differ within a group; for rows of one segment."""
+        offsets = self.offsets[:, 0].reshape(-1, group)
         return offsets[:, 0] if bool((offsets == offsets[:, :1]).all()) else None
 
 
-def find_windows(codes: IntArray, num_lanes: int) -> Windows | None:
+def whole_rows(refs: tuple[IntArray, ...], shape: tuple[int, ...], num_lanes: int) -> Windows:
+    """Rows that begin at lane 0 and fill one vector after the other."""
+    tiles = num_tiles(shape, num_lanes)
+    rows = tuple(place.reshape(-1, tiles, 2) for place in refs)
+    edges = (*range(0, tiles * num_lanes, num_lanes), shape[-1])
+    return Windows(rows, np.zeros(rows[0].shape[:2], np.int64), edges)
+
+
+def find_windows(codes: IntArray, num_lanes: int, max_segments: int = 1) -> Windows | None:
     """The rows of a value whose elements lie at `codes` [..., K] as windows, None if one of them is none."""
     size = codes.shape[-1] if codes.ndim else 0
-    if not 1 < size <= num_lanes:
+    if not 1 < size <= num_lanes * max_segments:
         return None
     rows = codes.reshape(-1, size)
-    offsets = code_lanes(rows[:, 0])
-    fits = (rows[:, 0] >= 0) & (offsets != ANY_LANE) & (offsets + size <= num_lanes)
-    if not (fits.all() and np.array_equal(rows, rows[:, :1] + np.arange(size))):
+    follows = (rows[:, 1:] == rows[:, :-1] + 1).all(axis=0)
+    starts = [0, *(np.nonzero(~follows)[0] + 1).tolist()]
+    first = rows[:, starts]
+    offsets = code_lanes(first)
+    if len(starts) > max_segments or not ((first >= 0) & (offsets != ANY_LANE)).all():
         return None
-    return Windows((code_refs(rows[:, 0]),), offsets)
+    edges = (*starts, size)
+    if (offsets + np.diff(edges) > num_lanes).any():
+        return None
+    refs = code_refs(first.reshape(-1)).reshape(*first.shape, 2)
+    return Windows((refs,), offsets, edges)

@@ -32,7 +32,7 @@ from lpu_jax.lowering.rules.operand_formats import (
     reciprocal_power,
 )
 from lpu_jax.lowering.rules.reductions import fold_axis
-from lpu_jax.lowering.rules.views import behind_moves
+from lpu_jax.lowering.rules.views import behind_moves, work_behind_moves
 from lpu_jax.runtime.formats import FP16, FP32, NumberFormat
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import DecodeBlocks
@@ -46,9 +46,10 @@ _LOOSEST = 2.0**24
 
 
 def _narrow(ctx: RuleContext, x: int) -> int:
-    moved = behind_moves(ctx, x, slices=True)
-    narrow: int = convert(ctx, moved.base, "float32", "float16")  # type: ignore[assignment]
-    return moved.outward(ctx, narrow)  # type: ignore[return-value]
+    def work(base: int) -> int:
+        return convert(ctx, base, "float32", "float16")  # type: ignore[return-value]
+
+    return work_behind_moves(ctx, x, work, slices=True)
 
 
 def _is_safe(ctx: RuleContext, x: int) -> bool:
@@ -62,11 +63,15 @@ def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
     shape = ctx.aval(power).shape
     if shape[-2] > 1:  # one power per row
         return _narrow(ctx, ctx.elementwise("mul", x, power)), DataFormat.FP16, inverse  # type: ignore[arg-type]
-    moved = behind_moves(ctx, x, slices=shape[0] == 1)
     if shape[0] == 1:
-        powers = ctx.broadcast_to(ctx.reshape(power, ()), ctx.aval(moved.base).shape)
-    else:
-        powers = moved.inward(ctx, ctx.broadcast_to(power, ctx.aval(x).shape))
+
+        def work(base: int) -> int:
+            powers = ctx.broadcast_to(ctx.reshape(power, ()), ctx.aval(base).shape)
+            return ctx.elementwise("mul", base, powers)  # type: ignore[return-value]
+
+        return _narrow(ctx, work_behind_moves(ctx, x, work, slices=True)), DataFormat.FP16, inverse
+    moved = behind_moves(ctx, x)
+    powers = moved.inward(ctx, ctx.broadcast_to(power, ctx.aval(x).shape))
     scaled = moved.outward(ctx, ctx.elementwise("mul", moved.base, powers))
     return _narrow(ctx, scaled), DataFormat.FP16, inverse  # type: ignore[arg-type]
 
@@ -108,10 +113,12 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
     """A scale that is known when resident arguments are; it brings the magnitude, rounded up, below 2^15."""
     if magnitude.number is not None:
         exponent = max(-126, min(126, math.frexp(magnitude.number)[1] - 1 - _TARGET_EXPONENT))
-        moved = behind_moves(ctx, x, slices=True)
-        scaled = ctx.elementwise("mul", moved.base, ctx.immediate(2.0**-exponent)) if exponent else moved.base
-        narrow = moved.outward(ctx, _narrow(ctx, scaled))  # type: ignore[arg-type]
-        return narrow, DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[return-value]
+
+        def work(base: int) -> int:
+            return ctx.elementwise("mul", base, ctx.immediate(2.0**-exponent))  # type: ignore[return-value]
+
+        scaled = work_behind_moves(ctx, x, work, slices=True) if exponent else x
+        return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[return-value]
     total: Operand = ctx.immediate(0.0)
     for number, factors in magnitude.terms:
         term: Operand = ctx.immediate(number)

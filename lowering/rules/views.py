@@ -1,18 +1,20 @@
 """Elementwise work in front of moves: f(move(x), s) as move(f(x, inverse move(s))).
 
 Heads that were split off or transposed are then scaled and narrowed where they still lie densely in their vectors, and
-what has to be moved afterwards is narrow. Slices of one value share the work on all of it.
+what has to be moved afterwards is narrow. Slices of one value share the work on all of it; what was joined is worked on
+part by part.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from lpu_jax.lowering.emit import Emitter, Operand
-from lpu_jax.runtime.ops import Reshape, Slice, Transpose
+from lpu_jax.runtime.ops import Concatenate, Reshape, Slice, Transpose
 
 _SEEN_THROUGH = 4
 """A slice of fewer than one in so many elements is worked on by itself."""
@@ -82,3 +84,13 @@ def behind_moves(ctx: Emitter, x: int, *, slices: bool = False) -> Moved:
         moves.append((op, ctx.aval(source).shape, ctx.aval(x).shape))
         x = source
     return Moved(x, tuple(reversed(moves)))
+
+
+def work_behind_moves(ctx: Emitter, x: int, work: Callable[[int], int], *, slices: bool = False) -> int:
+    """work(x), elementwise and the same for all elements, done on what x is moved and joined from."""
+    moved = behind_moves(ctx, x, slices=slices)
+    definition = ctx.ranges.definition(moved.base)
+    if definition is None or not isinstance(definition.op, Concatenate):
+        return moved.outward(ctx, work(moved.base))  # type: ignore[return-value]
+    parts = [work_behind_moves(ctx, part, work, slices=slices) for part in definition.operands]  # type: ignore[arg-type]
+    return moved.outward(ctx, ctx.concatenate(parts, definition.op.axis))  # type: ignore[return-value]

@@ -142,9 +142,47 @@ def test_find_windows():
     lanes = np.arange(4)
     rows = np.stack([(5 << 10) + 3 + lanes, (9 << 10) + 12 + lanes])
     found = find_windows(rows, 16)
-    assert found.offsets.tolist() == [3, 12]
+    assert found.offsets.tolist() == [[3], [12]]
+    assert found.edges == (0, 4)
     assert np.array_equal(found.codes((2, 4)), rows)
     assert find_windows(rows + 1, 16) is None  # the second row leaves its vector
     assert find_windows(rows[:, ::-1], 16) is None
     assert find_windows(rows[:, :1], 16) is None  # single elements lie in all lanes elsewhere
     assert find_windows(np.where(rows == rows[0, 2], -1, rows), 16) is None
+
+
+def test_find_windows_of_several_segments():
+    lanes = np.arange(4)
+    first, second = (np.stack([(v << 10) + lane + lanes for v in (5, 9)]) for lane in (3, 8))
+    rows = np.concatenate([first, second, second + 4], axis=1)  # the last two follow each other in one vector
+    found = find_windows(rows, 16, max_segments=2)
+    assert found.edges == (0, 4, 12)
+    assert found.offsets.tolist() == [[3, 8], [3, 8]]
+    assert find_windows(rows, 16) is None
+    assert find_windows(np.concatenate([rows, first], axis=1), 16, max_segments=2) is None
+
+
+def test_joined_rows_are_multiplied_segment_by_segment():
+    """[a, b] @ w with a and b in lanes 4 .. 11 of vectors of their own: two K tiles of 8 rows, and nothing moves."""
+    s = Sketch(seed=9)
+    parts = []
+    for _ in range(2):
+        narrow = s.fn("to_fp16", s.random((3, 16)), dtype="float16")
+        parts.append(s.op(Slice((0, 4), (3, 12), (1, 1)), narrow, shape=(3, 8)))
+    joined_rows = s.op(Concatenate(1), *parts, shape=(3, 16))
+    graph = s.build((s.matmul(s.op(Reshape(), joined_rows, shape=(1, 3, 16)), s.random((1, 16, 5), "float16")),))
+    assert num_sxm_ops(graph, tiny) == 0
+    assert weight_rows(graph, tiny) == [(4, 4)]
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_weights_in_runs_of_rows_of_one_matrix_are_loaded_where_they_lie():
+    """Rows 32 .. 63, then 0 .. 31 of an argument: two loads from its slices instead of a copy."""
+    s = Sketch(seed=10)
+    w = s.random((64, 5), "int8")
+    halves = [s.op(Slice((start, 0), (start + 32, 5), (1, 1)), w, shape=(32, 5)) for start in (32, 0)]
+    swapped = s.op(Reshape(), s.op(Concatenate(0), *halves, shape=(64, 5)), shape=(1, 64, 5))
+    graph = s.build((s.matmul(s.fn("to_fp16", s.random((1, 3, 64)), dtype="float16"), swapped),))
+    products = [i for op in ops_of(graph, groqchip1) for i in op.inputs if isinstance(i, MatMulInput)]
+    assert [(tile.first, tile.num_rows, tile.lane) for tile in products[0].weights] == [(32, 32, 0), (0, 32, 32)]
+    assert_agrees(graph, groqchip1, s.arguments)
