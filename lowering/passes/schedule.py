@@ -22,7 +22,16 @@ from lpu_jax.lowering.passes.template import Key, MemoryAccess, Product, Templat
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
-from lpu_jax.lowering.tile_ir import ChainOp, ScatterOutput, TileBlock, TileOp, num_parts
+from lpu_jax.lowering.tile_ir import (
+    ChainOp,
+    MemoryInput,
+    MemoryOutput,
+    PermuteOp,
+    ScatterOutput,
+    TileBlock,
+    TileOp,
+    num_parts,
+)
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ScheduleError
 from lpu_jax.runtime.progress import progress
@@ -31,6 +40,8 @@ LATER = 128
 """Sums are read after the products that are this much less urgent: results find gaps between loads, while a load does
 not find a gap between results. Only long runs of sums are read at once, as they empty the accumulators."""
 NOW = 2**40
+MAX_RUN = 32
+"""An op of at least twice as many vectors is scheduled in parts of this size."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +186,23 @@ class _Vectors:
             np.maximum.at(table, access.vectors, access.cycles + time + write_cycles)
 
 
+def _cut(op: TileOp) -> list[TileOp]:
+    """An op of many vectors in parts, which find room between others sooner than the whole does."""
+    count = num_parts(op) // MAX_RUN
+    if count < 2 or not _is_divisible(op):
+        return [op]
+    edges = [i * num_parts(op) // count for i in range(count + 1)]
+    return [select_vectors(op, np.arange(start, stop)) for start, stop in itertools.pairwise(edges)]
+
+
+def _is_divisible(op: TileOp) -> bool:
+    """Whether the parts of an op cost no more than the whole: products would load their weights again."""
+    if isinstance(op, ChainOp):
+        inputs = all(isinstance(item, MemoryInput) for item in op.inputs)
+        return inputs and all(isinstance(item, MemoryOutput) for item in op.outputs)
+    return isinstance(op, PermuteOp)
+
+
 def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
     """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
     count = num_parts(op)
@@ -203,7 +231,7 @@ class _Work:
 
 def _work(allocated: AllocatedGraph, block: TileBlock) -> _Work:
     memory = MemoryAccess(allocated, block)
-    fitted = [part for op in block.ops for part in _fit(memory, op)]
+    fitted = [fitting for op in block.ops for part in _cut(op) for fitting in _fit(memory, part)]
     block, templates = dataclasses.replace(block, ops=tuple(op for op, _ in fitted)), [t for _, t in fitted]
     before = dependencies(allocated, block)
     after: list[list[int]] = [[] for _ in block.ops]
