@@ -3,7 +3,8 @@
 Layer parameters are stacked on a leading axis and one `lax.scan` runs them, so the trace does not grow with depth.
 Activations are [rows, features]: one row in `decode`, T rows in `prefill`. Use `vmap` outside for more sequences.
 Caches are fp16: k_cache [num_layers, num_kv_heads * head_dim, context] has the positions last, so that it is the rhs of
-the score matmul as it is stored; v_cache is [num_layers, context, num_kv_heads * head_dim].
+the score matmul as it is stored, and the first halves of all heads before the second ones; v_cache is [num_layers,
+context, num_kv_heads * head_dim].
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,44 @@ from lpu_jax.models.smollm2_config import (
     DEFAULT_CONTEXT,
     Loader,
     Smollm2Config,
+    by_place,
     open_parameters,
     parameter_shapes,
     random_parameters,
     rope_tables,
+    split_halves,
 )
 
 Shape = jax.ShapeDtypeStruct
 Caches: TypeAlias = tuple[jax.Array, jax.Array]
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
-Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Caches]]
+Halves: TypeAlias = tuple[jax.Array, jax.Array]
+Attend: TypeAlias = Callable[["Heads"], tuple[jax.Array, Caches]]
 
 _CACHE_DTYPE = jnp.float16
+_FULL_WIDTH = 320
+"""Columns that a plane multiplies at once: so many of k join q, and the others v, that three products fill them."""
 _MASKED = -1e30  # finite, so that masked score - max never becomes inf - inf; exp of it is exactly 0
 
 
+class Heads(NamedTuple):
+    """q, k and v of some rows; q and k in two halves of every head, so that rotation moves nothing between lanes.
+
+    Heads lie in the order (place within its group, group), so that heads of equal place lie as their k and v do.
+
+    Attributes:
+      q: (first, second) halves, [rows, num_heads * head_dim / 2] each.
+      k: (first, second) halves, [rows, num_kv_heads * head_dim / 2] each.
+      v: [rows, kv_dim].
+    """
+
+    q: Halves
+    k: Halves
+    v: jax.Array
+
+
 class Attention(nnx.Module):  # type: ignore[misc]
-    """The four projections and the norm of grouped-query attention; `attend` rotates q and k and says what is seen.
+    """The projections and the norm of grouped-query attention; `attend` rotates q and k and says what is seen.
 
     The scale of the scores is in the weights of q.
     """
@@ -49,22 +71,34 @@ class Attention(nnx.Module):  # type: ignore[misc]
         """Loads attention.{norm,q,k,v,output}."""
         self.norm = RmsNorm(load("attention.norm"), config.rms_eps)
         q, k, v = (load(f"attention.{name}") for name in ("q", "k", "v"))
-        self.q_width, self.kv_width = q.shape[-1], k.shape[-1]
-        q = q * np.float32(config.scale)
-        self.qkv = Linear(np.concatenate([q, k, v], axis=-1), kind)  # one product fills the lanes better than three
-        self.output = Linear(load("attention.output"), kind)
+        q_first, q_second = split_halves(config, q * np.float32(config.scale))
+        k_first, k_second = split_halves(config, k)
+        self.q_width, self.v_width, half = q_first.shape[-1], v.shape[-1], config.head_dim // 2
+        self.k_width = min(-self.q_width % _FULL_WIDTH // half * half, k_first.shape[-1])
+        inside, outside = np.s_[..., : self.k_width], np.s_[..., self.k_width :]
+        self.first = Linear(np.concatenate([q_first, k_first[inside]], axis=-1), kind)
+        self.second = Linear(np.concatenate([q_second, k_second[inside]], axis=-1), kind)
+        self.rest = Linear(np.concatenate([v, k_first[outside], k_second[outside]], axis=-1), kind)
+        self.output = Linear(by_place(config, load("attention.output"), axis=-2), kind)
 
-    def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+    def __call__(self, x: jax.Array, attend: Attend, angles: Angles) -> tuple[jax.Array, Caches]:
         """Returns (update of the residual [rows, d_model], what `attend` keeps of k and v)."""
         with jax.named_scope("norm"):
             normed = self.norm(x)
         with jax.named_scope("qkv"):
-            qkv = self.qkv(normed)
-            q = qkv[:, : self.q_width]
-            k = qkv[:, self.q_width : self.q_width + self.kv_width]
-            v = qkv[:, self.q_width + self.kv_width :]
+            first, second, rest = self.first(normed), self.second(normed), self.rest(normed)
+        with jax.named_scope("rotate"):
+            first, second = rotate(first, second, angles)
+            middle = (self.v_width + rest.shape[1]) // 2
+            v, *others = rest[:, : self.v_width], rest[:, self.v_width : middle], rest[:, middle:]
+            q = first[:, : self.q_width], second[:, : self.q_width]
+            k = [[each[:, self.q_width :].astype(_CACHE_DTYPE)] for each in (first, second)]
+            if others[0].shape[1]:
+                for parts, each in zip(k, rotate(*others, angles), strict=True):
+                    parts.append(each.astype(_CACHE_DTYPE))
+            k_first, k_second = (jnp.concatenate(parts, axis=1) for parts in k)
         with jax.named_scope("attend"):
-            mixed, caches = attend(q, k, v)
+            mixed, caches = attend(Heads(q, (k_first, k_second), v.astype(_CACHE_DTYPE)))
         with jax.named_scope("output"):
             return self.output(mixed), caches
 
@@ -101,11 +135,11 @@ class Layer(nnx.Module):  # type: ignore[misc]
         self.attention = Attention(config, load, kind)
         self.mlp = FeedForward(config, load, kind)
 
-    def __call__(self, x: jax.Array, attend: Attend) -> tuple[jax.Array, Caches]:
+    def __call__(self, x: jax.Array, attend: Attend, angles: Angles) -> tuple[jax.Array, Caches]:
         """Returns (residual after the layer [rows, d_model], caches of the layer)."""
         with jax.named_scope("layer"):
             with jax.named_scope("attention"):
-                update, caches = self.attention(x, attend)
+                update, caches = self.attention(x, attend, angles)
                 x = x + update
             with jax.named_scope("mlp"):
                 return x + self.mlp(x), caches
@@ -203,14 +237,14 @@ def decode(
     with jax.named_scope("embedding"):
         x = model.embedding(jnp.reshape(token, (1,)))
     with jax.named_scope("rope_row"):
-        angles = _over_heads(config.num_kv_heads, *(row(table[...], position) for table in (model.cos, model.sin)))
+        angles = _over_heads(config, *(row(table[...], position) for table in (model.cos, model.sin)))
     with jax.named_scope("mask"):
         is_before = lax.broadcasted_iota(jnp.int32, (1, config.context), 1) < position
         bias = jnp.where(is_before, jnp.float32(0), jnp.float32(_MASKED))
 
     def layer_step(x: jax.Array, inputs: tuple[Layer, jax.Array, jax.Array]) -> tuple[jax.Array, Caches]:
         layer, k_layer, v_layer = inputs
-        return layer(x, lambda q, k, v: _attend_cache(config, q, k, v, k_layer, v_layer, position, bias, angles))
+        return layer(x, lambda heads: _attend_cache(config, heads, k_layer, v_layer, position, bias), angles)
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, (model.layers, k_cache, v_cache))
     logits, next_token = _head(model, x)
@@ -258,14 +292,14 @@ def _read_prompt(model: Smollm2, tokens: jax.Array) -> tuple[jax.Array, jax.Arra
         x = model.embedding(tokens)
     with jax.named_scope("rope_row"):
         tables = (lax.slice_in_dim(table[...], 0, rows) for table in (model.cos, model.sin))
-        angles = _over_heads(config.num_heads, *tables)
+        angles = _over_heads(config, *tables)
     with jax.named_scope("mask"):
         shape = (rows, config.heads_per_group, rows)
         seen = lax.broadcasted_iota(jnp.int32, shape, 0) >= lax.broadcasted_iota(jnp.int32, shape, 2)
         bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED)).reshape(-1, rows)
 
     def layer_step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Caches]:
-        return layer(x, lambda q, k, v: _attend_prompt(config, q, k, v, bias, angles))
+        return layer(x, lambda heads: _attend_prompt(config, heads, bias), angles)
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
     return x, k_cache, v_cache
@@ -279,93 +313,79 @@ def _head(model: Smollm2, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _attend_cache(
     config: Smollm2Config,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    heads: Heads,
     k_layer: jax.Array,
     v_layer: jax.Array,
     position: jax.Array,
     bias: jax.Array,
-    angles: Angles,
 ) -> tuple[jax.Array, Caches]:
     """Attends from one row to the caches of one layer as they are, and to the row itself; then writes its k and v.
 
-    Nothing waits for the caches to be written. q becomes [num_heads, kv_dim], zero outside the columns of a head's own
-    group, so that the scores of all heads are one matmul with the cache as stored, and the mixed values are another.
+    Nothing waits for the caches to be written. Row h of q is zero outside the lanes of head h, and k is repeated for
+    the heads of a group, so that the scores of all heads are one matmul with the cache as stored. The mixed values are
+    another one; of those, a head takes the columns of its group.
     Probabilities are divided by their sum after they have mixed the values: sum and mix need not wait for each other.
     """
-    q, turned = _to_group_columns(config, q), _to_group_columns(config, _swap_halves(config, q))
-    q = q * angles[0] + turned * angles[1]
-    k, v = _rotate(config, k, angles).astype(_CACHE_DTYPE), v.astype(_CACHE_DTYPE)
-    scores = matmul(q, k_layer) + bias
-    own = jnp.sum(q * k.astype(jnp.float32), axis=1, keepdims=True)
+    num_heads, group_heads, half = config.num_heads, config.heads_per_group, config.head_dim // 2
+    own_lanes = np.arange(num_heads * half)[None, :] // half == np.arange(num_heads)[:, None]
+    q = [jnp.where(own_lanes, each, 0.0) for each in heads.q]
+    k, v = heads.k, heads.v
+    k_halves = k_layer[: config.kv_dim // 2], k_layer[config.kv_dim // 2 :]
+    columns = jnp.concatenate([jnp.tile(each, (group_heads, 1)) for each in k_halves])
+    scores = matmul(jnp.concatenate(q, axis=1), columns) + bias
+    first, second = (a * jnp.tile(b.astype(jnp.float32), (1, group_heads)) for a, b in zip(q, k, strict=True))
+    own = jnp.sum(first + second, axis=1, keepdims=True)
     largest = jnp.maximum(jnp.max(scores, axis=1, keepdims=True), own)
     weights, own_weight = jnp.exp(scores - largest), jnp.exp(own - largest)
     mixed = matmul(weights, v_layer) + own_weight * v.astype(jnp.float32)
     mixed = mixed / (jnp.sum(weights, axis=1, keepdims=True) + own_weight)
-    start = (position, 0)
-    k_layer = lax.dynamic_update_slice(k_layer, k.T, start[::-1], allow_negative_indices=False)
-    v_layer = lax.dynamic_update_slice(v_layer, v, start, allow_negative_indices=False)
-    return _from_group_columns(config, mixed), (k_layer, v_layer)
+    mixed = _own_group(config, mixed.reshape(group_heads, config.num_kv_heads, config.kv_dim))
+    k_column = jnp.concatenate([each.T for each in k])
+    k_layer = lax.dynamic_update_slice(k_layer, k_column, (0, position), allow_negative_indices=False)
+    v_layer = lax.dynamic_update_slice(v_layer, v, (position, 0), allow_negative_indices=False)
+    return mixed.reshape(1, -1), (k_layer, v_layer)
 
 
-def _attend_prompt(
-    config: Smollm2Config, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, angles: Angles
-) -> tuple[jax.Array, Caches]:
+def _own_group(config: Smollm2Config, mixed: jax.Array) -> jax.Array:
+    """Of mixed [heads_per_group, groups, kv_dim] each group's columns of its own row: [heads_per_group, kv_dim]."""
+    group = np.arange(config.kv_dim)[None, :] // config.head_dim
+    taken = mixed[:, 0]
+    for number in range(1, config.num_kv_heads):
+        taken = jnp.where(group == number, mixed[:, number], taken)
+    return taken
+
+
+def _attend_prompt(config: Smollm2Config, heads: Heads, bias: jax.Array) -> tuple[jax.Array, Caches]:
     """Attends within the prompt, group by group; row t * heads_per_group + h of a group is head h of position t."""
-    rows, width = q.shape[0], config.head_dim
-    q, k = _rotate(config, q, angles), _rotate(config, k, angles)
-    k_columns, v_rows = k.astype(_CACHE_DTYPE).T, v.astype(_CACHE_DTYPE)
-    group_width = config.heads_per_group * width
+    rows, width, group_heads = heads.v.shape[0], config.head_dim, config.heads_per_group
+    q = [each.reshape(rows, group_heads, config.num_kv_heads, width // 2) for each in heads.q]
+    k_columns, v_rows = jnp.concatenate(heads.k, axis=1).T, heads.v
     mixed = []
     for group in range(config.num_kv_heads):
-        q_group = lax.slice_in_dim(q, group * group_width, (group + 1) * group_width, axis=1).reshape(-1, width)
-        k_group = lax.slice_in_dim(k_columns, group * width, (group + 1) * width, axis=0)
+        q_group = jnp.concatenate([each[:, :, group] for each in q], axis=-1).reshape(-1, width)
+        k_group = k_columns.reshape(2, config.num_kv_heads, width // 2, rows)[:, group].reshape(width, rows)
         v_group = lax.slice_in_dim(v_rows, group * width, (group + 1) * width, axis=1)
         scores = matmul(q_group, k_group) + bias
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-        mixed.append((matmul(weights, v_group) / jnp.sum(weights, axis=1, keepdims=True)).reshape(rows, group_width))
+        taken = matmul(weights, v_group) / jnp.sum(weights, axis=1, keepdims=True)
+        mixed.append(taken.reshape(rows, group_heads, width))
     rest = config.context - rows
     if rest:
         k_columns = jnp.concatenate([k_columns, jnp.zeros((config.kv_dim, rest), _CACHE_DTYPE)], axis=1)
         v_rows = jnp.concatenate([v_rows, jnp.zeros((rest, config.kv_dim), _CACHE_DTYPE)], axis=0)
-    return jnp.concatenate(mixed, axis=1), (k_columns, v_rows)
+    return jnp.stack(mixed, axis=2).reshape(rows, -1), (k_columns, v_rows)
 
 
-def _over_heads(num_heads: int, cos: jax.Array, sin: jax.Array) -> Angles:
-    """Tables [rows, head_dim] repeated for every head: rotation works on whole rows.
+def _over_heads(config: Smollm2Config, cos: jax.Array, sin: jax.Array) -> Angles:
+    """Tables [rows, head_dim / 2] repeated for every head: rotation works on whole rows.
 
     The clip changes nothing; it tells the compiler that rotated values are not much larger than they were.
     """
-    cos, sin = (jnp.tile(jnp.clip(table, -1.0, 1.0), (1, num_heads)) for table in (cos, sin))
+    cos, sin = (jnp.tile(jnp.clip(table, -1.0, 1.0), (1, 2 * config.num_heads)) for table in (cos, sin))
     return cos, sin
 
 
-def _rotate(config: Smollm2Config, x: jax.Array, angles: Angles) -> jax.Array:
-    """Rotates each head of x [rows, heads * head_dim] by the angles of its row."""
-    cos, sin = (lax.slice_in_dim(table, 0, x.shape[1], axis=1) for table in angles)
-    return x * cos + _swap_halves(config, x) * sin
-
-
-def _swap_halves(config: Smollm2Config, x: jax.Array) -> jax.Array:
-    """[rows, heads * head_dim] with the two halves of every head exchanged."""
-    return x.reshape(x.shape[0], -1, 2, config.head_dim // 2)[:, :, ::-1].reshape(x.shape)
-
-
-def _to_group_columns(config: Smollm2Config, q: jax.Array) -> jax.Array:
-    """Makes [1, num_heads * head_dim] [num_heads, kv_dim], zero outside the columns of the head's group."""
-    width, columns = config.head_dim, []
-    for head in range(config.num_heads):
-        left = head // config.heads_per_group * width
-        row = lax.slice_in_dim(q, head * width, (head + 1) * width, axis=1)
-        columns.append(jnp.pad(row, ((0, 0), (left, config.kv_dim - width - left))))
-    return jnp.concatenate(columns, axis=0)
-
-
-def _from_group_columns(config: Smollm2Config, blocks: jax.Array) -> jax.Array:
-    """Takes each head's own head_dim columns out of [num_heads, kv_dim]: [1, num_heads * head_dim]."""
-    heads = []
-    for head in range(config.num_heads):
-        first = head // config.heads_per_group * config.head_dim
-        heads.append(lax.slice(blocks, (head, first), (head + 1, first + config.head_dim)))
-    return jnp.concatenate(heads, axis=1)
+def rotate(first: jax.Array, second: jax.Array, angles: Angles) -> Halves:
+    """Rotates the first and second halves of some heads by the angles of their row."""
+    cos, sin = (lax.slice_in_dim(table, 0, first.shape[1], axis=1) for table in angles)
+    return first * cos - second * sin, second * cos + first * sin

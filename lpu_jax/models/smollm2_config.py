@@ -155,16 +155,33 @@ def random_parameters(config: Smollm2Config, seed: int = 0) -> dict[str, np.ndar
 
 
 def rope_tables(config: Smollm2Config) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the fp32 tables (cos, sin) [context, head_dim], computed in fp64.
+    """Returns the fp32 tables (cos, sin) [context, head_dim / 2], computed in fp64.
 
-    angle[p, i] = p * rope_base ** (-2 i / head_dim) for i < head_dim / 2. The first half of sin is negated, so that
-    rotated(x) = x * cos + concatenate([x2, x1]) * sin with x = concatenate([x1, x2]).
+    angle[p, i] = p * rope_base ** (-2 i / head_dim); the halves x1, x2 of a head become
+    x1 * cos - x2 * sin and x2 * cos + x1 * sin.
     """
     half = config.head_dim // 2
     frequency = config.rope_base ** (-np.arange(half, dtype=np.float64) / half)
     angle = np.arange(config.context, dtype=np.float64)[:, None] * frequency[None, :]
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.concatenate([cos, cos], 1).astype(np.float32), np.concatenate([-sin, sin], 1).astype(np.float32)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def by_place(config: Smollm2Config, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Query heads along an axis in the order (place within its group, group) instead of (group, place)."""
+    first, axis = np.moveaxis(weights, axis, 0), axis % weights.ndim
+    heads = first.reshape(config.num_kv_heads, config.heads_per_group, config.head_dim, *first.shape[1:])
+    return np.ascontiguousarray(np.moveaxis(heads.swapaxes(0, 1).reshape(first.shape), 0, axis))
+
+
+def split_halves(config: Smollm2Config, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of q or k [..., inputs, heads * head_dim] as (first halves, second halves) of every head, those of
+    q ordered as `by_place` does."""
+    if weights.shape[-1] != config.kv_dim:
+        weights = by_place(config, weights, axis=-1)
+    halves = weights.reshape(*weights.shape[:-1], -1, 2, config.head_dim // 2)
+    first, second = (np.ascontiguousarray(halves[..., half, :]) for half in range(2))
+    shape = (*weights.shape[:-1], weights.shape[-1] // 2)
+    return first.reshape(shape), second.reshape(shape)
 
 
 def open_parameters(path: Path | str, context: int = DEFAULT_CONTEXT) -> tuple[Smollm2Config, Loader]:

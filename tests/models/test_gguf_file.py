@@ -38,9 +38,10 @@ def test_rotated_scores_equal_the_interleaved_definition(tmp_path):
         return np.stack([turned.real, turned.imag], -1).reshape(2, num_heads, width)
 
     def halves(weight, num_heads):
-        heads = (x @ weight.astype(np.float64)).reshape(2, num_heads, width)
-        swapped = np.roll(heads, width // 2, axis=-1)
-        return heads * cos[positions][:, None, :] + swapped * sin[positions][:, None, :]
+        heads = (x @ weight.astype(np.float64)).reshape(2, num_heads, 2, width // 2)
+        first, second = heads[:, :, 0], heads[:, :, 1]
+        c, s = cos[positions][:, None, :], sin[positions][:, None, :]
+        return np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
 
     for layer in range(config.num_layers):
         q_file = interleaved(tensors[f"blk.{layer}.attn_q.weight"], config.num_heads)[0]
