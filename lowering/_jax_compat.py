@@ -10,12 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import array
 from jax.extend import core as jax_core
 from jax.extend import source_info_util
 
 Jaxpr = jax_core.Jaxpr
 Literal = jax_core.Literal
 Primitive = jax_core.Primitive
+
+CONCRETE_ARRAY: type = getattr(array, "ArrayImpl", jax.Array)
+"""The class of arrays with contents, as opposed to tracers."""
 
 
 def enable_x64() -> Any:

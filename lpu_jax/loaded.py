@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,8 +10,7 @@ import numpy as np
 
 from lpu_jax import arguments as arguments_of
 from lpu_jax.arguments import AvalKey, check_tree, is_traced
-from lpu_jax.call import GraphCall, lpu_call_p
-from lpu_jax.runtime.execute import prepare, prepared_inputs
+from lpu_jax.held import Held
 from lpu_jax.stage import Stage
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class Loaded(Stage):
             arguments_of.check_finite([*weights], roles)
         self._weight_of = dict(zip(order, weights, strict=True))
         self._weights = (*traced.captured, *(self._weight_of[i] for i in sorted(order)))
-        self._prepared = () if is_traced(self._weights) else self._prepare()
+        self._held = None if is_traced(self._weights) else Held(lowered, self._weights)
         moving_slots = (
             tuple(a for a in slots[0] if not self._slot_is_loaded(a)),
             {k: a for k, a in slots[1].items() if not self._slot_is_loaded(a)},
@@ -51,15 +49,6 @@ class Loaded(Stage):
         self._moving_order, self._moving_tree = jax.tree.flatten(moving_slots)
         self._moving_roles = [traced.roles[i] for i in self._moving_order]
         self._moving_keys = [traced.keys[i] for i in self._moving_order]
-
-    def _prepare(self) -> tuple[Any, ...]:
-        """What the program finds in SRAM, in the form that the executor multiplies fastest."""
-        main = self.lowered.parts[1]
-        values = main.inputs[len(self.traced.moving_inputs) :]
-        arrays = dict(zip(values, self.lowered.run_prologue(*self._weights), strict=True))
-        chosen = {v: np.asarray(arrays[v]) for v in prepared_inputs(main) if v in arrays}
-        arrays.update(prepare(main, chosen))
-        return tuple(arrays[v] for v in values)
 
     def _slot_is_loaded(self, slot: Any) -> bool:
         leaves = jax.tree.leaves(slot)
@@ -72,21 +61,6 @@ class Loaded(Stage):
                 "Name them in resident_argnums and pass them in that order, without the donated ones."
             )
 
-    @functools.cached_property
-    def _jitted(self) -> Callable[..., list[Any]]:
-        """Inputs: the prepared weights as one tuple, then the other arguments."""
-        traced = self.traced
-        main, mode = self.lowered.parts[1], traced.options.mode
-        place = {position: 1 + i for i, position in enumerate(traced.moving_inputs)}
-
-        def run(weights: tuple[Any, ...], *moving: Any) -> list[Any]:
-            leaves, tree = jax.tree.flatten((*moving, *weights))
-            call = GraphCall(main, traced.call_avals, traced.fun_name, mode, tree)
-            results: list[Any] = lpu_call_p.bind(*leaves, call=call)
-            return results
-
-        return jax.jit(run, donate_argnums=tuple(sorted(place[i] for i in traced.donated.values())))
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Results by the vectorised executor; resident arguments that were loaded are left out.
 
@@ -98,16 +72,14 @@ class Loaded(Stage):
         check_tree(tree, self._moving_tree, self.traced.fun_name)
         arguments_of.check_same([arguments_of.aval_key(leaf) for leaf in leaves], self._moving_keys, self._moving_roles)
         arguments_of.check_not_deleted(leaves, self._moving_roles)
-        if is_traced(leaves) or is_traced(self._weights):
+        if self._held is None or is_traced(leaves):
             by_leaf = {**self._weight_of, **dict(zip(self._moving_order, leaves, strict=True))}
             results = self.lowered.call_flat([by_leaf[i] for i in range(len(by_leaf))])
         else:
-            typed = [_typed(leaf, key) for leaf, key in zip(leaves, self._moving_keys, strict=True)]
-            with jax.enable_x64(True):  # prepared weights may be float64
-                results = self._jitted(self._prepared, *typed)
+            results = self._held([typed(leaf, key) for leaf, key in zip(leaves, self._moving_keys, strict=True)])
         return jax.tree.unflatten(self.out_tree, results)
 
 
-def _typed(leaf: Any, key: AvalKey) -> Any:
+def typed(leaf: Any, key: AvalKey) -> Any:
     """A Python number as an array, before 64-bit types are allowed."""
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, key[1])

@@ -15,6 +15,7 @@ from jax.extend import core as jax_core
 from lpu_jax import arguments as arguments_of
 from lpu_jax.arguments import check_tree, is_traced
 from lpu_jax.call import GraphCall, as_traced, with_derivative, word_dtype, words_of
+from lpu_jax.held import function_of
 from lpu_jax.loaded import Loaded
 from lpu_jax.lowering.edges import Edges, split_edges
 from lpu_jax.lowering.hoist import hoist_resident
@@ -92,6 +93,11 @@ class Lowered(Stage):
         """Resident inputs, large closed-over arrays first -> what is kept of them in SRAM."""
         mode = self.traced.options.mode
         return jax.jit(lambda *weights: execute(self.parts[0], [words_of(w) for w in weights], mode))
+
+    @functools.cached_property
+    def held_function(self) -> Callable[..., list[Any]]:
+        """The program behind `Held`, whatever its weights are."""
+        return function_of(self)
 
     def load(self, *resident: Any) -> Loaded:
         """Lays out the resident arguments once, in the order of resident_argnums; donated ones are passed per call.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import jax
 
-from lpu_jax import arguments
+from lpu_jax import arguments, dispatch
 from lpu_jax.arguments import EFFORTS, CallSignature, FlatCall, Options, aval_keys
 from lpu_jax.chips import ChipSpec, chip_by_name, groqchip1
 from lpu_jax.lowering.lower import FALLBACKS, MAX_TRIP_COUNT
@@ -36,6 +36,8 @@ class LpuFunction:
         self.options = options
         self._signature = CallSignature(fun, options)
         self._cache: dict[Any, Traced] = {}
+        self._whole_calls = dispatch.WholeCalls(self._call, options)
+        self._resident_calls = dispatch.ResidentCalls()
 
     def __repr__(self) -> str:
         """Names the function and the chip."""
@@ -47,9 +49,21 @@ class LpuFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's results in the LPU's arithmetic, bit for bit those of the program."""
+        results = self._whole_calls(args, kwargs)
+        if results is dispatch.NOT_FOUND:
+            results = self._resident_calls(args, kwargs, _trace_context())
+        return self._call(*args, **kwargs) if results is dispatch.NOT_FOUND else results
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """The long way of a call."""
         call = self._signature.flatten(args, kwargs)
         traced = self._trace(call)
-        return jax.tree.unflatten(traced.out_tree, traced.lower().call_flat(call.leaves))
+        results = self._resident_calls.first(traced, call, _trace_context())
+        if results is not dispatch.NOT_FOUND:
+            return results
+        results = traced.lower().call_flat(call.leaves)
+        self._whole_calls.admit(traced)
+        return jax.tree.unflatten(traced.out_tree, results)
 
     def leaves(self, *args: Any, **kwargs: Any) -> list[Any]:
         """The arrays among the arguments, in the order in which a program takes them."""
@@ -71,6 +85,8 @@ class LpuFunction:
     def clear_cache(self) -> None:
         """Forgets all traces."""
         self._cache.clear()
+        self._whole_calls = dispatch.WholeCalls(self._call, self.options)
+        self._resident_calls = dispatch.ResidentCalls()
 
     def _trace(self, call: FlatCall) -> Traced:
         keys = aval_keys(call, self._signature)
@@ -161,8 +177,9 @@ def lpu(
       effort: "default" schedules in seconds; "high" tries 64 orders of the work and keeps the program with the fewest
         cycles, which takes minutes. The values do not depend on it.
       accumulation: how products and sums are accumulated: "exact" over all of K with one rounding; "tile" with one
-        rounding per pass of the MXM (160 rows, 320 for byte operands), the partial sums added in order; "float32" as
-        XLA adds products, in the fast executor alone, for comparison. None takes the chip's own, which is "exact".
+        rounding per pass of the MXM (160 rows, 320 for byte operands), the partial sums added in order; "float32"
+        leaves products, sums and functions of float32 to XLA, in the fast executor alone, for speed and comparison;
+        operands enter products in the formats of the policy. None takes the chip's own, which is "exact".
       fallback: "host" has the host compute what the LPU has no lowering for, and adds the time of PCIe to the report;
         None refuses it.
       max_trip_count: turns after which a loop with an unknown trip count is given up with a TripCountError.

@@ -5,7 +5,8 @@ tile     one rounding per hardware tile, as first-generation chips are described
          ascending order of K as the VXM adds, with subnormals flushed. A tile has as many rows as the planes take
          in one pass: all of a plane (320) where both operands are a byte wide, else half (160).
          int8 x int8 has no rounding to make.
-float32  XLA's own float32 product; its order of summation is XLA's, so the machine has no such mode
+float32  XLA's own float32 product; its order of summation is XLA's, so the machine has no such mode. Sums and functions
+         of the VXM are XLA's too (runtime/xla_functions.py)
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ def _float32_dot(xp: Any, lhs: Array, rhs: Array, lhs_format: Format, rhs_format
     if left is DataFormat.INT8 and right is DataFormat.INT8:
         return exact_dot(xp, lhs, rhs, left, right)
     wide = [
-        x.astype(np.float32) if form is DataFormat.INT8 else decode(xp, x, form.number_format)
+        x.astype(np.float32) if form is DataFormat.INT8 or x.dtype == np.float32 else decode(xp, x, form.number_format)
         for x, form in ((lhs, left), (rhs, right))
-    ]
+    ]  # weights may be wide already
     return jnp.matmul(*wide, precision=lax.Precision.HIGHEST)
 
 

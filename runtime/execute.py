@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpu_jax.runtime import numerics, vxm
+from lpu_jax.runtime import fusion, numerics, vxm, vxm_float32, xla_functions
 from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, in_tiles, tile_rows
 from lpu_jax.runtime.block_words import decode_words, encode_words
 from lpu_jax.runtime.chip import GROQCHIP1
@@ -47,6 +47,7 @@ from lpu_jax.runtime.ops import (
 )
 from lpu_jax.runtime.prepared import PreparedWeights, exact_dot_prepared, prepare_weights, values_of
 from lpu_jax.runtime.units.vxm import INTEGER_FUNCTIONS
+from lpu_jax.runtime.vxm_float32 import Known
 from lpu_jax.runtime.wide_sums import exact_sum
 
 Array = Any
@@ -110,23 +111,31 @@ def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list
     counts: Counts = []
     env: dict[int, Array] = dict(zip(graph.inputs, arguments, strict=True))
     env.update((value, jnp.asarray(content)) for value, content in graph.constants)
+    kept = fusion.kept_values(graph) if mode.accumulation != "float32" else frozenset()
+    known = {value: vxm_float32.known_constant(content) for value, content in graph.constants}
     for equation in graph.equations:
         operands = [
             jnp.asarray(v.value, dtype=v.dtype) if isinstance(v, Immediate) else env[v] for v in equation.operands
         ]
+        facts = [vxm_float32.known_of(v, known) for v in equation.operands]
         if mode.observe is not None:
             mode.observe(equation, operands)
         if isinstance(equation.op, While):
             results, made = _while(equation.op, operands, mode)
             counts += made
         else:
-            results = evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode)
-        env.update(zip(equation.results, results, strict=True))
+            results = evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode, facts)
+            if len(results) == 1:
+                aval = graph.avals[equation.results[0]]
+                known[equation.results[0]] = vxm_float32.known_result(equation, facts, aval.dtype)
+        env.update((v, fusion.keep(x) if v in kept else x) for v, x in zip(equation.results, results, strict=True))
     return [env[value] for value in graph.outputs], counts
 
 
-def evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode) -> list[Array]:
-    """The results of one equation, of these avals."""
+def evaluate(
+    equation: Equation, operands: list[Array], avals: list[Aval], mode: Mode, known: Sequence[Known] = ()
+) -> list[Array]:
+    """The results of one equation, of these avals; known: of its operands, if anything is."""
     op = equation.op
     if isinstance(op, Scan):
         return _scan(op, operands, mode)
@@ -134,6 +143,16 @@ def evaluate(equation: Equation, operands: list[Array], avals: list[Aval], mode:
         return list(op.fun(*operands))
     if isinstance(op, MatMul):
         return [_matmul(op, operands, mode)]
+    if mode.accumulation == "float32" and isinstance(op, Elementwise):
+        return [_elementwise(op, operands, avals[0], xla_functions.apply)]
+    if mode.accumulation == "float32" and isinstance(op, LaneReduce):
+        folded = xla_functions.lane_reduce(op.function, operands[0])
+        return [_lane_reduce(op, operands, avals[0]) if folded is None else folded.astype(avals[0].dtype)]
+    if isinstance(op, Elementwise):
+        facts = [
+            _known_as_float32(x, fact) for x, fact in zip(operands, known or [Known()] * len(operands), strict=True)
+        ]
+        return [_elementwise(op, operands, avals[0], lambda function, *x: vxm_float32.apply(function, x, facts))]
     if isinstance(op, LaneReduce) and op.function == "sum":
         return [_lane_sum(operands[0], mode)]
     return [_RULES[type(equation.op)](equation.op, operands, avals[0])]
@@ -169,10 +188,16 @@ def _stored(working: Array, aval: Aval) -> Array:
     return stored.astype(np.bool_) if aval.dtype == "bool" else stored
 
 
-def _elementwise(op: Elementwise, operands: list[Array], aval: Aval) -> Array:
+def _known_as_float32(x: Array, known: Known) -> Known:
+    """Subnormals of narrow floats are normal as float32; bf16 has the exponents of float32."""
+    is_narrow = x.dtype in (np.float16, *map(vxm.storage_dtype, (DataFormat.E4M3, DataFormat.E5M2)))
+    return dataclasses.replace(known, is_flushed=True) if is_narrow else known
+
+
+def _elementwise(op: Elementwise, operands: list[Array], aval: Aval, apply: Callable[..., Array]) -> Array:
     dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
     working = [_as(_working(x), dtype) for x in operands]
-    result = vxm.apply(jnp, op.function, *working)
+    result = apply(op.function, *working)
     return jnp.broadcast_to(_stored(result, aval), aval.shape)
 
 
@@ -180,6 +205,8 @@ def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
     x = operands[0]
     dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
     working = _as(_working(x), dtype)
+    if working.shape[-1] > 1 and (found := vxm_float32.lane_extremum(op.function, working)) is not None:
+        return _stored(found, aval)
     while working.shape[-1] > 1:
         half = working.shape[-1] // 2
         rest = working[..., 2 * half :]
@@ -257,7 +284,6 @@ def _pad(op: Pad, operands: list[Array], aval: Aval) -> Array:
 
 
 _RULES: dict[type, Callable[[Any, list[Array], Aval], Array]] = {
-    Elementwise: _elementwise,
     EncodeBlocks: _encode,
     DecodeBlocks: _decode,
     LaneReduce: _lane_reduce,
@@ -407,6 +433,20 @@ def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Prepar
             matrix = array.reshape((array.shape[0] if use.in_loop else 1, *array.shape[-2:]))
             prepared = prepare_weights(matrix if use.in_loop else matrix[0], use.data_format, not use.in_loop)
             found[value] = prepared
+    return found
+
+
+def widen_weights(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Array]:
+    """The given inputs (by value id) as float32 with the same values, which is what mode `float32` multiplies."""
+    found = {}
+    for value, array in values.items():
+        use = _weight_use(graph, value)
+        assert use is not None
+        if use.data_format.is_block:
+            number_format = use.data_format.number_format
+            found[value] = jnp.asarray(decode_words(np, array, number_format, use.num_rows).astype(np.float32))
+        else:
+            found[value] = jnp.asarray(array.astype(np.float32))
     return found
 
 

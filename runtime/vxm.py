@@ -224,6 +224,9 @@ _FLOAT64_BINARY: dict[str, Callable[[Any, Array, Array], Array]] = {
 }
 """Functions of two fp32 operands: float64 (subnormals flushed) -> float64, rounded afterwards."""
 
+FLUSHING = frozenset(_FLOAT64_UNARY) | frozenset(_FLOAT64_BINARY) | {"max", "min"}
+"""Functions whose fp32 results are never subnormal."""
+
 _COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
     "eq": lambda x, y: x == y,
     "ne": lambda x, y: x != y,
@@ -235,15 +238,15 @@ _COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
 """Comparisons; with the prefix `i` they compare int32."""
 
 
-def _ordered(xp: Any, bits: Array) -> Array:
+def ordered(xp: Any, bits: Array) -> Array:
     """Maps fp32 bits to integers of the same order (-0 just below +0); its own inverse."""
     return bits ^ ((bits >> 31) & _INT32_MAX)
 
 
 def _extremum(xp: Any, choose: Callable[[Array, Array], Array], lhs: Array, rhs: Array) -> Array:
     """max or min: NaN if either operand is NaN, -0 < +0; flushing commutes with the choice, so it is done once."""
-    key = choose(_ordered(xp, bitcast(xp, lhs, np.int32)), _ordered(xp, bitcast(xp, rhs, np.int32)))
-    bits = _ordered(xp, key)
+    key = choose(ordered(xp, bitcast(xp, lhs, np.int32)), ordered(xp, bitcast(xp, rhs, np.int32)))
+    bits = ordered(xp, key)
     bits = xp.where((bits & 0x7F800000) == 0, bits & _INT32_MIN, bits)
     bits = xp.where((lhs != lhs) | (rhs != rhs), CANONICAL_NAN, bits)
     return bitcast(xp, bits, np.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
+from flax_models import EncoderDecoder, Mixture, ResNetBlock, StateSpace, VisionTransformer, beam_search
 
 from lpu_jax import lpu, profile
 
@@ -109,91 +109,11 @@ def test_attention_with_a_cache_token_by_token():
     np.testing.assert_array_equal(cache["cache_index"], 2)
 
 
-class ResNetBlock(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        y = nn.Conv(8, (3, 3), strides=2, use_bias=False)(x)
-        y = nn.relu(nn.BatchNorm(use_running_average=True)(y))
-        y = nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3), use_bias=False)(y))
-        return nn.relu(y + nn.Conv(8, (1, 1), strides=2, use_bias=False)(x)).mean((1, 2))
-
-
-class Layer(nn.Module):
-    @nn.compact
-    def __call__(self, x, memory=None, mask=None):
-        h = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(2)(h, h, mask=mask)
-        if memory is not None:
-            x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x), memory)
-        return x + nn.Dense(8)(nn.gelu(nn.Dense(16)(nn.LayerNorm()(x))))
-
-
-class VisionTransformer(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(8, (3, 3), strides=3)(x).reshape(x.shape[0], -1, 8)
-        first = self.param("class", nn.initializers.normal(), (1, 1, 8))
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, 8)), x], 1)
-        x = Layer()(x + self.param("positions", nn.initializers.normal(), x.shape[1:]))
-        return nn.Dense(5)(nn.LayerNorm()(x)[:, 0])
-
-
-class EncoderDecoder(nn.Module):
-    @nn.compact
-    def __call__(self, source):
-        target = jnp.flip(source[:, :4], 1)
-        mask = nn.make_causal_mask(target[..., 0])
-        return nn.Dense(7)(Layer()(target, memory=Layer()(source), mask=mask))
-
-
-class Mixture(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        gates, chosen = lax.top_k(nn.softmax(nn.Dense(4, use_bias=False)(x)), 2)
-        experts = self.param("experts", nn.initializers.lecun_normal(), (4, 8, 8))
-        weights = (jax.nn.one_hot(chosen, 4) * gates[..., None]).sum(-2)
-        return jnp.einsum("bse,bsef->bsf", weights, jnp.einsum("bsd,edf->bsef", x, experts))
-
-
-class StateSpace(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        decay = jnp.exp(-nn.softplus(nn.Dense(8)(x)))
-        b = nn.Dense(8)(x)
-
-        def join(left, right):
-            return left[0] * right[0], right[0] * left[1] + right[1]
-
-        _, states = lax.associative_scan(join, (decay, b), axis=1)
-        return nn.Dense(8)(nn.silu(nn.Dense(8)(x)) * states)
-
-
 @pytest.mark.parametrize("model", [ResNetBlock(), VisionTransformer(), EncoderDecoder(), Mixture(), StateSpace()])
 def test_models(model):
     x = IMAGE if isinstance(model, ResNetBlock | VisionTransformer) else SEQUENCE
     variables = model.init(jax.random.key(0), x)
     close(model.apply, variables, x)
-
-
-def beam_search(table, first, *, width=3, length=6):
-    """The best sequences of a chain whose step scores are a table [V, V]; ends when every beam has met token 0."""
-
-    def goes_on(state):
-        step, tokens, _ = state
-        return (step < length) & (tokens[:, step - 1] != 0).any()
-
-    def extend(state):
-        step, tokens, scores = state
-        last = tokens[:, step - 1]
-        scored = scores[:, None] + jax.nn.log_softmax(table[last])
-        ended = jnp.where(jnp.arange(len(table)) == 0, scores[:, None], -jnp.inf)
-        scores, places = lax.top_k(jnp.where((last == 0)[:, None], ended, scored).reshape(-1), width)
-        tokens = tokens[places // len(table)].at[:, step].set(places % len(table))
-        return step + 1, tokens, scores
-
-    tokens = jnp.zeros((width, length), jnp.int32).at[:, 0].set(first)
-    scores = jnp.where(jnp.arange(width) == 0, 0.0, -jnp.inf)
-    return lax.while_loop(goes_on, extend, (1, tokens, scores))
 
 
 def test_beam_search_with_a_loop_of_unknown_length():
