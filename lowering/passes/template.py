@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,6 +66,25 @@ class Row:
     interval: int = 1
 
 
+class Run(NamedTuple):
+    """Evenly spaced accesses of a MEM slice: cycles first, first + interval, ..., banks low to high."""
+
+    queue: int
+    port: str  # "R" or "W"
+    first: int
+    count: int
+    interval: int
+    address: int
+    address_step: int
+    banks: tuple[int, int]
+
+    @property
+    def busy(self) -> tuple[int, int, int]:
+        """(start, end, stride) of the cycles it takes."""
+        end = self.first + (self.count - 1) * self.interval + 1
+        return self.first, end, self.interval if self.count > 1 else 1
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Access:
     """Vectors of one storage touched at given cycles (relative issue of the MEM instruction)."""
@@ -83,6 +103,7 @@ class Template:
     reads: list[Access] = dataclasses.field(default_factory=list)
     writes: list[Access] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
+    runs: list[Run] = dataclasses.field(default_factory=list)  # of MEM, until `merge_own` makes them bookings
     first_flex: int = 0  # number of the first flexible resource; 1 in the pieces of a product, 0 being ACCUMULATOR
     product: Product | None = None  # what has to be multiplied before this chain starts
 
@@ -173,6 +194,11 @@ class MemoryAccess:
         self.storages = allocated.tiles.storages
         self.places = allocated.places
         self.looped, self.iterations, self.reverse = block.looped, block.num_iterations, block.reverse
+        self._known: dict[tuple[object, ...], tuple[IntArray, list[_StorageRuns]]] = {}
+
+    def forget(self) -> None:
+        """Lets go of the accesses of earlier ops; those of one op come again when it is tried in another way."""
+        self._known.clear()
 
     def home(self, storage: int) -> tuple[Storage, Place]:
         """A storage and its place."""
@@ -199,7 +225,25 @@ class MemoryAccess:
         times[k]: cycle at which vector k would be handled by a slice in column 0; a slice in column c handles it
         outward_sign * c later (-1 for values that flow inward from the slice, +1 for those that come outward to it).
         """
-        read = opcode in (Opcode.READ, Opcode.GATHER)
+        accesses = template.reads if opcode in (Opcode.READ, Opcode.GATHER) else template.writes
+        shift = int(times[0])
+        relative = times - shift
+        key = (opcode, id(refs), byte, outward_sign, relative.tobytes())
+        if key not in self._known:  # refs are kept, so that their id stays theirs
+            self._known[key] = refs, list(self._runs_of(opcode, refs, byte, relative, outward_sign))
+        for access, loop_step, runs in self._known[key][1]:
+            if opcode in (Opcode.READ, Opcode.WRITE):
+                accesses.append(Access(access.storage, access.vectors, access.cycles + shift))
+            for run in runs:
+                moved = run._replace(first=run.first + shift)
+                template.runs.append(moved)
+                row = (run.address, run.address_step, loop_step, *operands)
+                template.rows.append(Row(moved.first, run.queue, opcode, row, run.count, max(run.interval, 1)))
+
+    def _runs_of(
+        self, opcode: Opcode, refs: IntArray, byte: int, times: IntArray, outward_sign: int
+    ) -> Iterator[_StorageRuns]:
+        """For every storage its accesses, addresses per turn of the loop, and its runs slice by slice."""
         for storage_id in dict.fromkeys(refs[:, 0].tolist()):
             storage, place = self.home(storage_id)
             mine = np.nonzero(refs[:, 0] == storage_id)[0]
@@ -207,83 +251,82 @@ class MemoryAccess:
             columns = np.array([self.column(s) for s in place.slices])
             index = storage.slice_index(vectors, byte)
             cycles = times[mine] + outward_sign * columns[index]
-            accesses = template.reads if read else template.writes
-            if opcode in (Opcode.READ, Opcode.WRITE):
-                accesses.append(Access(storage_id, vectors, cycles))
             addresses = place.base + storage.address(vectors, byte)
             step = storage.loop_step if storage_id in self.looped else 0
             if self.reverse:
                 addresses, step = addresses + step * (self.iterations - 1), -step
+            runs: list[Run] = []
             for slot in np.unique(index).tolist():
                 chosen = np.nonzero(index == slot)[0]
-                self._rows(
-                    template, opcode, storage, place.slices[slot], cycles[chosen], addresses[chosen], step, operands
-                )
+                queue = mem_queue(self.chip, storage.hemisphere, place.slices[slot])
+                runs += self._runs_in_slice(opcode, queue, cycles[chosen], addresses[chosen], step)
+            yield Access(storage_id, vectors, cycles), step, runs
 
-    def _rows(
-        self,
-        template: Template,
-        opcode: Opcode,
-        storage: Storage,
-        mem_slice: int,
-        cycles: IntArray,
-        addresses: IntArray,
-        loop_step: int,
-        operands: tuple[int | Slot, ...],
-    ) -> None:
-        side = storage.hemisphere
-        queue = mem_queue(self.chip, side, mem_slice)
+    def _runs_in_slice(
+        self, opcode: Opcode, queue: int, cycles: IntArray, addresses: IntArray, loop_step: int
+    ) -> Iterator[Run]:
         port = "R" if opcode in (Opcode.READ, Opcode.GATHER) else "W"
+        bank, turns = self.chip.num_addresses_per_bank, loop_step * (self.iterations - 1)
         for start, count, interval, address_step in affine_runs(cycles, addresses):
-            first, address = int(cycles[start]), int(addresses[start])
-            end = first + (count - 1) * interval + 1
-            template.rows.append(
-                Row(first, queue, opcode, (address, address_step, loop_step, *operands), count, max(interval, 1))
-            )
-            template.fixed.append((("Q", queue), first, first + 1))
-            template.fixed.append(((port, queue, interval if count > 1 else 1), first, end))
+            address = int(addresses[start])
             last = address + (count - 1) * address_step
-            ends = [
-                address,
-                last,
-                address + loop_step * (self.iterations - 1),
-                last + loop_step * (self.iterations - 1),
-            ]
-            bank = self.chip.num_addresses_per_bank
-            for number in range(min(ends) // bank, max(ends) // bank + 1):
-                template.fixed.append((("B", queue, number), first, end))
+            low = min(address, last) + min(0, turns)
+            high = max(address, last) + max(0, turns)
+            banks = low // bank, high // bank
+            yield Run(queue, port, int(cycles[start]), count, interval, address, address_step, banks)
+
+
+_StorageRuns = tuple[Access, int, list[Run]]
 
 
 def merge_own(template: Template) -> bool:
-    """Folds bookings of one op on the same port or bank; False if the op would collide with itself.
+    """Makes bookings of the runs of one op; False if the op would collide with itself.
 
     Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared. Runs that take
     only even or only odd cycles leave the others to other ops (`ALTERNATE`).
     """
-    strides = {(key[:2], start): int(str(key[2])) for key, start, _ in template.fixed if key[0] in ("R", "W")}
     found: dict[Key, list[tuple[int, int, int]]] = {}
     for key, start, end in template.fixed:
-        stride = 1
-        if key[0] in ("R", "W"):
-            stride, key = int(str(key[2])), key[:2]
-        elif key[0] == "B":
-            stride = strides.get((("R", key[1]), start)) or strides.get((("W", key[1]), start)) or 1
-        found.setdefault(key, []).append((start, end, stride))
-    template.fixed = []
+        found.setdefault(key, []).append((start, end, 1))
+    for key, issues in _by_queue((run.queue, run.first) for run in template.runs).items():
+        if len(set(issues)) < len(issues):
+            return False
+        found["Q", key] = [(cycle, cycle + 1, 1) for cycle in issues]
+    for run in template.runs:
+        busy = run.busy
+        found.setdefault((run.port, run.queue), []).append(busy)
+        for number in range(run.banks[0], run.banks[1] + 1):
+            found.setdefault(("B", run.queue, number), []).append(busy)
+    bookings: list[Interval] = []
     for key, runs in found.items():
         runs.sort()
-        high, group = runs[0][1], [runs[0]]
-        for run in runs[1:]:
-            if run[0] < high:
-                group.append(run)
-                if not _disjoint(group):
-                    return False
-                high = max(high, run[1])
-            else:
-                template.fixed += _bookings(key, group)
-                high, group = run[1], [run]
-        template.fixed += _bookings(key, group)
+        for group in _overlapping(runs):
+            if len(group) > 1 and not _disjoint(group):
+                return False
+            bookings += _bookings(key, group)
+    template.fixed, template.runs = bookings, []
     return True
+
+
+def _by_queue(issues: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """Issue cycles of every queue."""
+    found: dict[int, list[int]] = {}
+    for queue, cycle in issues:
+        found.setdefault(queue, []).append(cycle)
+    return found
+
+
+def _overlapping(runs: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Sorted runs in groups whose spans overlap."""
+    high, group = runs[0][1], [runs[0]]
+    for run in runs[1:]:
+        if run[0] < high:
+            group.append(run)
+            high = max(high, run[1])
+        else:
+            yield group
+            high, group = run[1], [run]
+    yield group
 
 
 def _bookings(key: Key, runs: list[tuple[int, int, int]]) -> list[Interval]:

@@ -28,6 +28,7 @@ from lpu_jax.runtime.ops import Immediate
 
 def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
     """Builds the template of a chain; tries a delayed variant where the op would block itself."""
+    memory.forget()
     for held, delay in [(held, delay) for held in ((), _crowded(memory, op)) for delay in range(4)]:
         if len(held) * op.num_vectors > memory.chip.vxm_max_delay_cycles // 2:
             continue

@@ -12,6 +12,7 @@ from lpu_jax.runtime.isa import Opcode, sxm_queue
 
 def sxm_template(memory: MemoryAccess, op: PermuteOp | TransposeOp) -> Template:
     """The template of an op of the SXM."""
+    memory.forget()
     if isinstance(op, PermuteOp) and op.unit is SxmUnit.PERMUTER:
         return permute_template(memory, op)
     template = _transpose(memory, op) if isinstance(op, TransposeOp) else _distribute(memory, op)
