@@ -78,11 +78,27 @@ class Run(NamedTuple):
     address_step: int
     banks: tuple[int, int]
 
-    @property
-    def busy(self) -> tuple[int, int, int]:
-        """(start, end, stride) of the cycles it takes."""
-        end = self.first + (self.count - 1) * self.interval + 1
-        return self.first, end, self.interval if self.count > 1 else 1
+    def busy(self, shift: int) -> tuple[int, int, int]:
+        """(start, end, stride) of the cycles it takes, so much later."""
+        first = self.first + shift
+        return first, first + (self.count - 1) * self.interval + 1, self.interval if self.count > 1 else 1
+
+
+class Accesses(NamedTuple):
+    """Runs of one kind, `shift` cycles later than they say."""
+
+    shift: int
+    opcode: Opcode
+    loop_step: int
+    operands: tuple[int | Slot, ...]
+    runs: list[Run]
+
+    def rows(self) -> Iterator[Row]:
+        """Their instruction rows."""
+        for run in self.runs:
+            operands = (run.address, run.address_step, self.loop_step, *self.operands)
+            first = run.first + self.shift
+            yield Row(first, run.queue, self.opcode, operands, run.count, max(run.interval, 1))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +119,7 @@ class Template:
     reads: list[Access] = dataclasses.field(default_factory=list)
     writes: list[Access] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
-    runs: list[Run] = dataclasses.field(default_factory=list)  # of MEM, until `merge_own` makes them bookings
+    accesses: list[Accesses] = dataclasses.field(default_factory=list)  # until `merge_own` books them
     first_flex: int = 0  # number of the first flexible resource; 1 in the pieces of a product, 0 being ACCUMULATOR
     product: Product | None = None  # what has to be multiplied before this chain starts
 
@@ -225,7 +241,7 @@ class MemoryAccess:
         times[k]: cycle at which vector k would be handled by a slice in column 0; a slice in column c handles it
         outward_sign * c later (-1 for values that flow inward from the slice, +1 for those that come outward to it).
         """
-        accesses = template.reads if opcode in (Opcode.READ, Opcode.GATHER) else template.writes
+        touched = template.reads if opcode in (Opcode.READ, Opcode.GATHER) else template.writes
         shift = int(times[0])
         relative = times - shift
         key = (opcode, id(refs), byte, outward_sign, relative.tobytes())
@@ -233,12 +249,8 @@ class MemoryAccess:
             self._known[key] = refs, list(self._runs_of(opcode, refs, byte, relative, outward_sign))
         for access, loop_step, runs in self._known[key][1]:
             if opcode in (Opcode.READ, Opcode.WRITE):
-                accesses.append(Access(access.storage, access.vectors, access.cycles + shift))
-            for run in runs:
-                moved = run._replace(first=run.first + shift)
-                template.runs.append(moved)
-                row = (run.address, run.address_step, loop_step, *operands)
-                template.rows.append(Row(moved.first, run.queue, opcode, row, run.count, max(run.interval, 1)))
+                touched.append(Access(access.storage, access.vectors, access.cycles + shift))
+            template.accesses.append(Accesses(shift, opcode, loop_step, operands, runs))
 
     def _runs_of(
         self, opcode: Opcode, refs: IntArray, byte: int, times: IntArray, outward_sign: int
@@ -280,7 +292,7 @@ _StorageRuns = tuple[Access, int, list[Run]]
 
 
 def merge_own(template: Template) -> bool:
-    """Makes bookings of the runs of one op; False if the op would collide with itself.
+    """Makes rows and bookings of the accesses of one op; False if the op would collide with itself.
 
     Strided runs of one op may interleave (rows spread over slices); their exact cycles are compared. Runs that take
     only even or only odd cycles leave the others to other ops (`ALTERNATE`).
@@ -288,12 +300,13 @@ def merge_own(template: Template) -> bool:
     found: dict[Key, list[tuple[int, int, int]]] = {}
     for key, start, end in template.fixed:
         found.setdefault(key, []).append((start, end, 1))
-    for key, issues in _by_queue((run.queue, run.first) for run in template.runs).items():
+    runs_of = [(run, item.shift) for item in template.accesses for run in item.runs]
+    for queue, issues in _by_queue((run.queue, run.first + shift) for run, shift in runs_of).items():
         if len(set(issues)) < len(issues):
             return False
-        found["Q", key] = [(cycle, cycle + 1, 1) for cycle in issues]
-    for run in template.runs:
-        busy = run.busy
+        found["Q", queue] = [(cycle, cycle + 1, 1) for cycle in issues]
+    for run, shift in runs_of:
+        busy = run.busy(shift)
         found.setdefault((run.port, run.queue), []).append(busy)
         for number in range(run.banks[0], run.banks[1] + 1):
             found.setdefault(("B", run.queue, number), []).append(busy)
@@ -304,7 +317,8 @@ def merge_own(template: Template) -> bool:
             if len(group) > 1 and not _disjoint(group):
                 return False
             bookings += _bookings(key, group)
-    template.fixed, template.runs = bookings, []
+    template.rows += [row for item in template.accesses for row in item.rows()]
+    template.fixed, template.accesses = bookings, []
     return True
 
 
