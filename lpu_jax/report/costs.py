@@ -11,6 +11,7 @@ import numpy as np
 from lpu_jax.report.attribution import BARRIER, IDLE, BlockWall, block_walls, busy_by_op, times_run
 from lpu_jax.report.events import UNIT_KINDS, Rows, program_rows
 from lpu_jax.report.memory import Tensor, tensors
+from lpu_jax.report.movement import NO_MOVEMENT, DataMovement, data_movement
 from lpu_jax.report.timeline import Timeline, timeline
 from lpu_jax.report.tree import Node, roll_up, tree_records
 from lpu_jax.runtime.isa import DataFormat
@@ -71,6 +72,7 @@ class Costs:
       op_names: (module path, file and line) of every scheduled op; the rows' origin counts them.
       chain: what every cycle of every block waited for, in order.
       bytes_in, bytes_out: bytes that units of a kind take from and put on streams.
+      data_movement: the cycles of ops that only move data.
       macs: multiply-accumulates of the MXM by formats ("int8 x int8"), idle lanes of the last tiles counted.
     """
 
@@ -87,6 +89,7 @@ class Costs:
     tree: Node
     timeline: Timeline
     tensors: tuple[Tensor, ...]
+    data_movement: DataMovement = NO_MOVEMENT
 
     @property
     def busy_cycles(self) -> dict[str, int]:
@@ -118,6 +121,7 @@ class Costs:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "macs": self.macs,
+            "data_movement": dataclasses.asdict(self.data_movement),
             "sram_formats": self.sram_formats,
             "tree": tree_records(self.tree),
             "timeline": {
@@ -164,7 +168,17 @@ def measure(
         tree=_tree(rows, walls, names, name, skew),
         timeline=timeline(rows, compiled.cycles, num_bins, spans),
         tensors=found,
+        data_movement=_movement(compiled, walls),
     )
+
+
+def _movement(compiled: CompiledGraph, walls: list[BlockWall]) -> DataMovement:
+    owned: dict[int, int] = {}
+    for wall in walls:
+        for op, cycles in wall.owned().items():
+            owned[op] = owned.get(op, 0) + cycles
+    ops = [op.op for block in compiled.schedule.blocks for op in block.ops]
+    return data_movement(ops, owned, compiled.cycles)
 
 
 def op_names(compiled: CompiledGraph) -> tuple[tuple[str, str], ...]:

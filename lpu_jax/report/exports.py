@@ -66,6 +66,7 @@ KINDS: dict[str, Callable[[Report], list[Record]]] = {
     "tensors": lambda report: _plain(report.costs.tensors),
     "chain": lambda report: _plain(report.costs.chain),
     "dependencies": lambda report: _plain(report.dependency_chain),
+    "moves": lambda report: _plain(report.data_movement.moves),
 }
 """Part of a report: its rows. Modules and lines; barrier, loops and the rest; units; bins of time; storages in SRAM;
-the binding chain of the schedule; the chain of the dependency bound."""
+the binding chain of the schedule; the chain of the dependency bound; ops that only move data."""

@@ -108,6 +108,7 @@ def _summary(report: Report) -> Table:
     table.add_row("bounded by", report.bounded_by, f"{report.bound_ratio:.2f} times the larger bound")
     for unit, share in report.utilization.items():
         table.add_row(f"utilisation {unit}", f"{share:.1%}", "of the cycles")
+    table.add_row("data movement alone", f"{report.data_movement.share:.1%}", "of the cycles")
     for unit, bound in report.bounds.items():
         table.add_row(f"bound {unit}", f"{bound:,}", "cycles, if nothing else were needed")
     table.add_row("instructions", f"{report.instructions:,}", "repeats counted one by one")

@@ -14,6 +14,7 @@ from lpu_jax.report.assumptions import assumptions_of
 from lpu_jax.report.costs import Costs, measure
 from lpu_jax.report.events import IntArray, program_rows
 from lpu_jax.report.host import HostCosts, host_costs, pcie_seconds
+from lpu_jax.report.movement import DataMovement
 from lpu_jax.report.timeline import unit_timeline
 from lpu_jax.report.tree import Node
 from lpu_jax.runtime.progress import progress
@@ -119,6 +120,11 @@ class Report:
         """Wall and busy cycles by module path and source line."""
         return self.costs.tree
 
+    @property
+    def data_movement(self) -> DataMovement:
+        """Cycles that belong to ops which only move data, their share, and each kind of move by op."""
+        return self.costs.data_movement
+
     def to_dict(self, *, detail: bool = True) -> dict[str, Any]:
         """All fields and derived times, ready for JSON; without detail only what is a number or a short list."""
         long = ("costs", "dependency_chain", "sum_widths", "host", "compiled")
@@ -143,7 +149,7 @@ class Report:
 
         Args:
           what: "tree" (modules and source lines, parents first), "blocks", "units", "timeline", "tensors", "chain" (the
-            binding chain) or "dependencies" (the chain of the dependency bound).
+            binding chain), "dependencies" (the chain of the dependency bound) or "moves" (ops that only move data).
 
         Raises:
           ValueError: another word.

@@ -353,3 +353,27 @@ def test_a_name_may_be_a_leaf_and_a_module():
     tree = roll_up("all", [(("a",), 3, zero), (("a", "b"), 4, zero), ((), 0, zero)])
     assert tree.wall_cycles == 7
     assert [(child.name, child.wall_cycles) for child in tree.find("a").children] == [("b", 4), ("(itself)", 3)]
+
+
+def test_moves_own_cycles_and_computations_none(report, compiled):
+    moves = report.data_movement
+    assert moves.share == moves.cycles / report.cycles
+    assert {"gather", "permute"} <= {move.kind for move in moves.moves}
+    records = report.records("moves")
+    assert sum(record["cycles"] for record in records) == moves.cycles
+    assert records == sorted(records, key=lambda record: -record["cycles"])
+    ops = [op.op for block in compiled.compiled_graph.schedule.blocks for op in block.ops]
+    assert 0 < sum(move.num_ops for move in moves.moves) < len(ops)
+    for move in moves.moves:  # no more than the tree has for the line
+        lines = [node for path, node in report.tree.walk() if path[-1] == move.source]
+        assert move.cycles <= sum(node.wall_cycles for node in lines)
+
+
+def test_movement_is_nothing_for_a_function_and_most_of_a_gather():
+    function = lpu_jax.lpu(lambda table, index: table[index], resident_argnums=0)
+    found = function.lower(np.zeros((40, 50), np.float32), np.int32(3)).compile().report()
+    (gather,) = found.data_movement.moves
+    assert gather.kind == "gather"
+    assert f"{gather.cycles / found.cycles:.1%}" in str(found)
+    none = lpu_jax.lpu(lambda x: x * 2).lower(np.zeros((40, 50), np.float32)).compile().report().data_movement
+    assert (none.cycles, none.share, none.moves) == (0, 0.0, ())
