@@ -20,7 +20,6 @@ from lpu_jax.held import Held
 from lpu_jax.loaded import typed
 from lpu_jax.lowering import _jax_compat as compat
 from lpu_jax.runtime.errors import LpuError
-from lpu_jax.runtime.ops import loops_of
 from lpu_jax.tracing import Traced
 
 NOT_FOUND = object()
@@ -46,7 +45,7 @@ class WholeCalls:
 
     def admit(self, traced: Traced) -> None:
         """Closes this way for a function whose calls need checks, or hold arrays of their own."""
-        self._is_open &= not traced.captured and not loops_of(traced.lower().graph)
+        self._is_open &= not traced.captured and not traced.lower().loops
 
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Results, or NOT_FOUND."""
@@ -158,4 +157,4 @@ def _may_hold(traced: Traced, call: FlatCall) -> bool:
     resident = [call.leaves[i - first] for i in traced.resident_inputs if i >= first]
     are_arrays = all(type(leaf) is compat.CONCRETE_ARRAY for leaf in resident)
     is_plain = not call.statics and not is_traced(call.leaves) and not is_traced(traced.captured)
-    return bool(traced.resident_inputs) and are_arrays and is_plain and not loops_of(traced.lower().graph)
+    return bool(traced.resident_inputs) and are_arrays and is_plain and not traced.lower().loops

@@ -141,18 +141,23 @@ class Lowered(Stage):
         Raises:
           TripCountError: a loop would have gone on.
         """
-        if not loops_of(self.graph):
+        if not self.loops:
             return jax.tree.unflatten(self.out_tree, self.call_flat(leaves)), ()
         results, counts = self._count(leaves)
-        return jax.tree.unflatten(self.out_tree, results), counts
+        return jax.tree.unflatten(self.out_tree, results), tuple(int(n) for n in counts)
 
-    def _count(self, leaves: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    @functools.cached_property
+    def loops(self) -> list[tuple[str, int]]:
+        """(name, most turns) of every loop of unknown length."""
+        return loops_of(self.graph)
+
+    def _count(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         arguments_of.check_not_deleted(leaves, self.traced.roles)
         results, counts, ends = self._counting(*self.traced.captured, *leaves)
-        for goes_on, (name, limit) in zip(ends, loops_of(self.graph), strict=True):
+        for goes_on, (name, limit) in zip(jax.device_get(ends), self.loops, strict=True):
             if goes_on:
                 raise trip_count_error(name, limit)
-        return results, tuple(int(n) for n in counts)
+        return results, counts
 
     def check_weights(self, leaves: Sequence[Any]) -> None:
         """Raises NonFiniteWeightError for a resident argument with NaN or infinity that its format would hide."""
@@ -173,7 +178,7 @@ class Lowered(Stage):
         """Results for the leaves of the arguments, by the vectorised executor."""
         inputs = (*self.traced.captured, *leaves)
         self.check_weights(leaves)
-        if loops_of(self.graph) and not is_traced(inputs):
+        if self.loops and not is_traced(inputs):
             return self._count(leaves)[0]
         if not self.traced.donated or is_traced(inputs):
             return self._jitted(*inputs)

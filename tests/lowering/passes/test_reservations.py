@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from lpu_jax.chips import tiny
 from lpu_jax.lowering.passes.reservations import Tables
-from lpu_jax.lowering.passes.template import Template, merge_own
+from lpu_jax.lowering.passes.template import Accesses, Run, Template, merge_own
+from lpu_jax.runtime.isa import Opcode
 
 RUNS = st.lists(
     st.tuples(st.sampled_from("RW"), st.integers(0, 1), st.integers(0, 5), st.integers(1, 5), st.integers(1, 4)),
@@ -17,11 +18,12 @@ RUNS = st.lists(
 
 def template_of(runs):
     """Runs (port, queue, start, count, interval) as a MEM slice books them."""
-    template = Template()
-    for port, queue, start, count, interval in runs:
-        end = start + (count - 1) * interval + 1
-        template.fixed.append(((port, queue, interval if count > 1 else 1), start, end))
-    return template if merge_own(template) else None
+    found = [Run(q, p, start, count, step, 0, 0, (i, i)) for i, (p, q, start, count, step) in enumerate(runs)]
+    template = Template(accesses=[Accesses(0, Opcode.READ, 0, (), found)])
+    if not merge_own(template):
+        return None
+    ports = [booking for booking in template.fixed if booking[0][0] in ("R", "W")]
+    return Template(fixed=ports)
 
 
 def cycles_of(runs, time):

@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lpu_jax.lowering.passes.reservations import booked_keys
-from lpu_jax.lowering.passes.template import Template, affine_runs, merge_own
+from lpu_jax.lowering.passes.template import Accesses, Row, Run, Template, affine_runs, merge_own
+from lpu_jax.runtime.isa import Opcode
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 INCREASING = st.lists(st.integers(0, 4), min_size=1, max_size=30).map(
@@ -55,15 +56,15 @@ def run_cycles(start, count, interval):
     return range(start, start + (count - 1) * interval + 1, interval)
 
 
-def booked(runs, bank=False):
-    """A template with the bookings of runs (port, queue, bank, start, count, interval) as a MEM slice makes them."""
-    template = Template()
-    for port, queue, number, start, count, interval in runs:
-        end = start + (count - 1) * interval + 1
-        template.fixed.append(((port, queue, interval if count > 1 else 1), start, end))
-        if bank:
-            template.fixed.append((("B", queue, number), start, end))
-    return template
+def booked(runs):
+    """A template with runs (port, queue, bank, start, count, interval) of MEM slices."""
+    found = [Run(q, port, start, count, step, 0, 0, (bank, bank)) for port, q, bank, start, count, step in runs]
+    return Template(accesses=[Accesses(0, Opcode.READ, 0, (), found)])
+
+
+def issued_together(runs):
+    """Whether a queue would issue two runs in one cycle."""
+    return len({(run[1], run[3]) for run in runs}) < len(runs)
 
 
 def collide(runs, key):
@@ -96,8 +97,8 @@ RUNS = st.lists(
 @example([("R", 0, 0, 0, 3, 4), ("R", 0, 0, 1, 3, 4)])
 @example([("R", 0, 0, 0, 3, 4), ("R", 0, 0, 4, 3, 4)])
 def test_ports_are_merged_unless_they_collide(runs):
-    template = booked(runs)
-    assert merge_own(template) == (not collide(runs, lambda run: run[:2]))
+    template = booked([(*run[:2], 2 + i, *run[3:]) for i, run in enumerate(runs)])  # each in a bank of its own
+    assert merge_own(template) == (not collide(runs, lambda run: run[:2]) and not issued_together(runs))
 
 
 @FIXED
@@ -105,13 +106,13 @@ def test_ports_are_merged_unless_they_collide(runs):
 def test_banks_that_collide_are_refused(runs):
     by_port, by_bank = collide(runs, lambda run: run[:2]), collide(runs, lambda run: run[1:3])
     if by_port or by_bank:
-        assert not merge_own(booked(runs, bank=True))
+        assert not merge_own(booked(runs))
 
 
 @FIXED
 @given(RUNS)
 def test_merged_bookings_cover_every_cycle_and_are_disjoint(runs):
-    template = booked(runs, bank=True)
+    template = booked(runs)
     if not merge_own(template):
         return
     spans = {}
@@ -125,3 +126,13 @@ def test_merged_bookings_cover_every_cycle_and_are_disjoint(runs):
         for key in (run[:2], ("B", *run[1:3])):
             for cycle in run_cycles(*run[3:]):
                 assert any(start <= cycle < end for start, end in spans[*key, cycle % 2])
+
+
+def test_accesses_of_an_op_are_rows_and_bookings_so_many_cycles_later():
+    run = Run(3, "W", 5, 4, 2, 100, 1, (0, 0))
+    template = Template(accesses=[Accesses(7, Opcode.WRITE, 64, (9, 0), [run])])
+    assert merge_own(template)
+    assert template.rows == [Row(12, 3, Opcode.WRITE, (100, 1, 64, 9, 0), 4, 2)]
+    assert {(key, start, end) for key, start, end in template.fixed if key[0] == "Q"} == {(("Q", 3), 12, 13)}
+    assert {(start, end) for key, start, end in template.fixed if key[0] in ("W", "B")} == {(12, 19)}
+    assert not template.accesses
