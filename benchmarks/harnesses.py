@@ -1,6 +1,11 @@
 """JAX's own per-primitive harnesses on the LPU: a table of what passes, what is refused and what is wrong.
 
-    python benchmarks/harnesses.py [--per-group N | --all] [--group NAME ...] [--verbose] [--markdown FILE]
+    python benchmarks/harnesses.py [--per-group N | --all] [--group NAME ...] [--verbose]
+                                   [--results FILE] [--report] [--markdown FILE]
+
+With --results every result is appended to a file of JSON lines, and what is in it already does not run again: an
+interrupted run goes on where it was, and --report makes the tables of what is there. Harnesses run in an order in which
+every part of a run has its share of every group.
 
 Every harness is traced, lowered and executed with precision="highest" and compared with plain JAX on the CPU; what is
 refused is run again with fallback="host". Integers
@@ -13,8 +18,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import gc
+import json
 import pathlib
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +37,9 @@ from lpu_jax.runtime.errors import UnsupportedInputError, UnsupportedPrimitiveEr
 
 OUTCOMES = ("pass", "host", "refused", "wrong", "crash", "skipped")
 """pass: all of it on the LPU; host: passes with fallback="host"; refused: even so; skipped: plain JAX cannot run it."""
+_EVERY = 10**6
+_CLEARED_EVERY = 25
+"""Harnesses after which compiled functions are forgotten, so that memory does not grow."""
 _WIDE = frozenset(("int64", "uint64", "float64", "complex128"))
 _EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -142,6 +154,70 @@ def chosen(per_group: int, groups: list[str]) -> dict[str, list[Any]]:
     return {g: h[:: max(1, -(-len(h) // per_group))] for g, h in sorted(by_group.items())}
 
 
+def interleaved(by_group: dict[str, list[Any]]) -> list[Any]:
+    """All harnesses in an order whose every beginning holds the same share of every group."""
+    places = [((i + 0.5) / len(h), g, i) for g, h in by_group.items() for i in range(len(h))]
+    return [by_group[group][i] for _, group, i in sorted(places)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of one harness; `reason` is empty for a pass, `seconds` include the compilation by XLA."""
+
+    name: str
+    group: str
+    is_native: bool
+    outcome: str
+    reason: str
+    seconds: float
+
+
+def stored(path: str | None) -> dict[str, Result]:
+    """The results in a file of JSON lines, by name; the last of each counts."""
+    if path is None or not pathlib.Path(path).exists():
+        return {}
+    found = [Result(**json.loads(line)) for line in pathlib.Path(path).read_text().splitlines()]
+    return {r.name: r for r in found}
+
+
+def measure(harness: Any) -> Result:
+    """Runs one harness."""
+    start = time.monotonic()
+    result, reason = outcome(harness)
+    seconds = round(time.monotonic() - start, 3)
+    return Result(harness.fullname, harness.group_name, is_native(harness), result, reason, seconds)
+
+
+def run(harnesses: list[Any], path: str | None, is_verbose: bool) -> list[Result]:
+    """Results of harnesses, those in the file without running them again; new ones are appended to it and told."""
+    known = stored(path)
+    results = []
+    for number, harness in enumerate(harnesses):
+        result = known.get(harness.fullname)
+        if result is None:
+            result = measure(harness)
+            if path is not None:
+                with pathlib.Path(path).open("a") as file:
+                    file.write(json.dumps(dataclasses.asdict(result)) + "\n")
+            if number % _CLEARED_EVERY == 0:
+                jax.clear_caches()
+                gc.collect()
+        results.append(result)
+        if result.outcome in ("wrong", "crash", "refused") or (is_verbose and result.outcome == "host"):
+            told = result.reason if result.outcome == "crash" else result.reason.splitlines()[-1][:300]
+            print(f"{result.outcome}: {harness.fullname}: {told}", flush=True)
+    return results
+
+
+def counted(results: list[Result]) -> dict[str, collections.Counter[str]]:
+    """Outcomes of every group, and of all."""
+    rows: dict[str, collections.Counter[str]] = {}
+    for result in sorted(results, key=lambda r: r.group):
+        rows.setdefault(result.group, collections.Counter()).update([result.outcome])
+    rows["all"] = collections.Counter(r.outcome for r in results)
+    return rows
+
+
 def table(rows: dict[str, collections.Counter[str]]) -> str:
     """The counts of every group as Markdown."""
     lines = ["| group | " + " | ".join(OUTCOMES) + " |", "|---" * (1 + len(OUTCOMES)) + "|"]
@@ -160,16 +236,20 @@ platforms are left out. Where a
 harness cannot run in float64 there is no such reference, and an error of 64 units in the last place of the largest
 result is allowed. Of approx_top_k, which may choose among equals, the values are compared.
 
-Of {ran:,} harnesses of real dtypes {share:.1%} run on the LPU alone.
+{count:,} of {total:,} harnesses ran. Of {ran:,} among them with real dtypes {share:.1%} run on the LPU alone.
 
 """
 
 
-def page(rows: dict[str, collections.Counter[str]], native: collections.Counter[str], command: str) -> str:
+def page(results: list[Result], command: str) -> str:
     """docs/harnesses.md."""
-    ran = sum(native[o] for o in OUTCOMES if o != "skipped")
-    share = native["pass"] / max(1, ran)
-    return _PAGE.format(command=command, version=jax.__version__, ran=ran, share=share) + table(rows)
+    total = sum(map(len, chosen(_EVERY, []).values()))
+    ran = [r for r in results if r.is_native and r.outcome != "skipped"]
+    share = sum(r.outcome == "pass" for r in ran) / max(1, len(ran))
+    head = _PAGE.format(
+        command=command, version=jax.__version__, count=len(results), total=total, ran=len(ran), share=share
+    )
+    return head + table(counted(results))
 
 
 def arguments() -> argparse.Namespace:
@@ -179,6 +259,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every harness of a group")
     parser.add_argument("--group", nargs="*", default=[])
     parser.add_argument("--verbose", action="store_true", help="also say why something is not on the LPU")
+    parser.add_argument("--results", help="file of JSON lines that results are appended to and taken from")
+    parser.add_argument("--report", action="store_true", help="run nothing, use what --results holds")
     parser.add_argument("--markdown", help="file to write the table to")
     return parser.parse_args()
 
@@ -186,29 +268,19 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Prints the table; 1 if anything is wrong, crashes or is refused with the fallback."""
     args = arguments()
-    total: collections.Counter[str] = collections.Counter()
-    native: collections.Counter[str] = collections.Counter()
-    rows: dict[str, collections.Counter[str]] = {}
+    harnesses = interleaved(chosen(_EVERY if args.all else args.per_group, args.group))
+    if args.report:
+        known = stored(args.results)
+        harnesses = [h for h in harnesses if h.fullname in known]
+    results = run(harnesses, args.results, args.verbose)
+    rows = counted(results)
     print(f"{'group':32s}" + "".join(f"{o:>9s}" for o in OUTCOMES))
-    for group, harnesses in chosen(10**6 if args.all else args.per_group, args.group).items():
-        counts: collections.Counter[str] = collections.Counter()
-        for harness in harnesses:
-            result, reason = outcome(harness)
-            counts[result] += 1
-            native.update([result] if is_native(harness) else [])
-            if result in ("wrong", "crash", "refused") or (args.verbose and result == "host"):
-                told = reason if result == "crash" else reason.splitlines()[-1][:300]
-                print(f"  {result}: {harness.fullname}: {told}")
-        total.update(counts)
-        rows[group] = counts
-        print(f"{group:32s}" + "".join(f"{counts[o]:9d}" for o in OUTCOMES), flush=True)
-        jax.clear_caches()
-    rows["all"] = total
-    print(f"{'all':32s}" + "".join(f"{total[o]:9d}" for o in OUTCOMES))
+    for group, counts in rows.items():
+        print(f"{group:32s}" + "".join(f"{counts[o]:9d}" for o in OUTCOMES))
     if args.markdown:
         command = "python benchmarks/harnesses.py " + ("--all" if args.all else f"--per-group {args.per_group}")
-        pathlib.Path(args.markdown).write_text(page(rows, native, command))
-    return 1 if total["wrong"] or total["crash"] or total["refused"] else 0
+        pathlib.Path(args.markdown).write_text(page(results, command))
+    return 1 if any(rows["all"][o] for o in ("wrong", "crash", "refused")) else 0
 
 
 if __name__ == "__main__":

@@ -37,3 +37,27 @@ def test_wrong_results_are_told():
     assert "2 of 4 differ" in harnesses.explain(
         (xla * [1, 1, 2, 2]).astype("int32"), xla.astype("int32"), xla.astype("int32")
     )
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    path = str(tmp_path / "results.jsonl")
+    ran = []
+
+    def outcome(harness):
+        ran.append(harness.fullname)
+        return ("pass", "") if len(ran) > 1 else ("host", "no rule")
+
+    monkeypatch.setattr(harnesses, "outcome", outcome)
+    chosen = harnesses.interleaved(harnesses.chosen(2, ["add", "lu"]))
+    first = harnesses.run(chosen[:3], path, is_verbose=False)
+    both = harnesses.run(chosen, path, is_verbose=False)
+    assert both[:3] == first and ran == [h.fullname for h in chosen]
+    assert harnesses.stored(path) == {r.name: r for r in both}
+    assert harnesses.counted(both)["all"] == {"pass": len(chosen) - 1, "host": 1}
+    assert f"{len(chosen)} of " in harnesses.page(both, "command")
+
+
+def test_every_beginning_of_a_run_has_its_share_of_every_group():
+    order = harnesses.interleaved({"many": list(range(8)), "few": [8, 9]})
+    assert sorted(order) == list(range(10))
+    assert [sum(x > 7 for x in order[: 5 * i]) for i in (1, 2)] == [1, 2]
