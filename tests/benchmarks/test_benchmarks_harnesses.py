@@ -51,7 +51,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     chosen = harnesses.interleaved(harnesses.chosen(2, ["add", "lu"]))
     first = harnesses.run(chosen[:3], path, is_verbose=False)
     both = harnesses.run(chosen, path, is_verbose=False)
-    assert both[:3] == first and ran == [h.fullname for h in chosen]
+    assert both[:3] == first
+    assert ran == [h.fullname for h in chosen]
     assert harnesses.stored(path) == {r.name: r for r in both}
     assert harnesses.counted(both)["all"] == {"pass": len(chosen) - 1, "host": 1}
     assert f"{len(chosen)} of " in harnesses.page(both, "command")
