@@ -2,7 +2,9 @@
 
     d = 1, 2, 4, ...:   x[i] <- combine(x[i - d], x[i])   for i >= d
 
-Floats accumulate in float32 and are rounded to a narrower dtype once; integers wrap, as in JAX.
+Floats accumulate in float32 and are rounded to a narrower dtype once; integers wrap, as in JAX. Sums of float32 carry
+the rounding errors of their additions along: where terms cancel, another order of the additions alone would make the
+result differ from XLA's by more than either is wrong elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -38,19 +41,35 @@ _COMBINE: dict[str, Combine] = {
 
 
 def log_step_scan(x: Any, combine: Combine, axis: int, reverse: bool) -> Any:
-    """Inclusive scan of a JAX array along an axis."""
-    order = [axis, *(i for i in range(x.ndim) if i != axis)]
-    x = lax.transpose(x, order)
-    size, distance = x.shape[0], 1
+    """Inclusive scan of a JAX array, or of a tuple of them, along an axis; combine takes and gives the same."""
+    order = [axis, *(i for i in range(jax.tree.leaves(x)[0].ndim) if i != axis)]
+    x = jax.tree.map(lambda part: lax.transpose(part, order), x)
+    size, distance = jax.tree.leaves(x)[0].shape[0], 1
     while distance < size:
-        if reverse:
-            folded = combine(x[distance:], x[:-distance])
-            x = lax.concatenate([folded, x[size - distance :]], 0)
-        else:
-            folded = combine(x[:-distance], x[distance:])
-            x = lax.concatenate([x[:distance], folded], 0)
+        late, early = (jax.tree.map(lambda part, s=s: part[s], x) for s in (slice(distance, None), slice(-distance)))
+        folded = combine(late, early) if reverse else combine(early, late)
+        kept = slice(size - distance, None) if reverse else slice(distance)
+        x = jax.tree.map(
+            lambda new, part, kept=kept: lax.concatenate([new, part[kept]] if reverse else [part[kept], new], 0),
+            folded,
+            x,
+        )
         distance *= 2
-    return lax.transpose(x, [int(i) for i in np.argsort(order)])
+    return jax.tree.map(lambda part: lax.transpose(part, [int(i) for i in np.argsort(order)]), x)
+
+
+def compensated_add(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
+    """(sum, error) of two such pairs: s = a + b, the error of that addition is found exactly (Knuth)."""
+    (a, first), (b, second) = x, y
+    total = a + b
+    part = total - a
+    return total, ((a - (total - part)) + (b - part)) + (first + second)
+
+
+def _compensated_sum(x: Any, axis: int, reverse: bool) -> Any:
+    """Cumulative sums that are wrong by little more than one rounding; infinities stay what they are."""
+    total, error = log_step_scan((x, jnp.zeros_like(x)), compensated_add, axis, reverse)
+    return jnp.where(lax.is_finite(total), total + error, total)
 
 
 def _cumulative(ctx: RuleContext, x: Operand, *, axis: int, reverse: bool) -> Sequence[Operand]:
@@ -61,6 +80,8 @@ def _cumulative(ctx: RuleContext, x: Operand, *, axis: int, reverse: bool) -> Se
         return [x]
 
     def fun(value: Any) -> Any:
+        if ctx.primitive == "cumsum" and aval.dtype == "float32":
+            return _compensated_sum(value, axis, reverse)
         wide = lax.convert_element_type(value, working)
         return lax.convert_element_type(log_step_scan(wide, _COMBINE[ctx.primitive], axis, reverse), aval.dtype)
 

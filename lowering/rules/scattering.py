@@ -74,16 +74,20 @@ def _scatter(
     update_jaxpr: Any,
     update_consts: Any,
 ) -> Sequence[Operand]:
-    """Every form and mode; windows not promised to be distinct are written by a loop."""
+    """Every form and mode; windows not promised to be distinct are written by a loop. What lies outside is dropped,
+    also if the opposite was promised, but for several distinct windows."""
     del indices_are_sorted, update_jaxpr, update_consts  # the name of the primitive says the function
     if 0 in (*ctx.avals_in[0].shape, *ctx.avals_in[2].shape):
         raise ctx.unsupported("a scatter of or into an empty array")
     windows = _windows(ctx, dimension_numbers)
-    is_distinct = unique_indices or int(np.prod(windows.batch_shape)) == 1
-    drops = "fill" in str(mode).lower()
+    is_one = int(np.prod(windows.batch_shape)) == 1
+    is_distinct = unique_indices or is_one
+    is_checked = "fill" in str(mode).lower() or ("promise" in str(mode).lower() and (is_one or not is_distinct))
+    keeps = is_checked and is_one and ctx.primitive != "scatter"
+    drops = is_checked and not keeps
     combine = _COMBINE[ctx.primitive]
 
-    def numbers_and_rows(i: Any, u: Any) -> tuple[Any, Any]:
+    def numbers_and_rows(i: Any, u: Any) -> tuple[Any, Any, Any]:
         starts, is_inside = windows.starts(i)
         numbers = windows.row_numbers(starts)
         rows = _update_rows(u, windows, dimension_numbers)
@@ -91,16 +95,20 @@ def _scatter(
             inside = lax.broadcast_in_dim(is_inside, numbers.shape, range(is_inside.ndim))
             spare = np.arange(numbers.size, dtype=np.int32).reshape(numbers.shape) + np.int32(windows.num_rows)
             numbers = jnp.where(inside, numbers, spare)
-        return lax.reshape(numbers, (numbers.size,)), rows
+        return lax.reshape(numbers, (numbers.size,)), rows, lax.reshape(is_inside, (is_inside.size,))
+
+    def combined(old: Any, new: Any, is_inside: Any) -> Any:
+        """What a single window writes; outside it writes what is there already."""
+        return jnp.where(is_inside[:, None], combine(old, new), old) if keeps else combine(old, new)
 
     def extended(x: Any, rows: Any) -> Any:
         return lax.pad(windows.table(x), jnp.zeros((), x.dtype), [(0, rows.shape[0] * drops, 0), (0, 0, 0)])
 
     if is_distinct:
-        return [_distinct(ctx, (table, indices, updates), numbers_and_rows, extended, combine, windows)]
+        return [_distinct(ctx, (table, indices, updates), numbers_and_rows, extended, combined, windows)]
 
     def loop(x: Any, i: Any, u: Any) -> Any:
-        numbers, rows = numbers_and_rows(i, u)
+        numbers, rows, _ = numbers_and_rows(i, u)
 
         def step(present: Any, update: tuple[Any, Any]) -> tuple[Any, None]:
             number, row = update
@@ -115,17 +123,17 @@ def _scatter(
 def _distinct(
     ctx: RuleContext,
     operands: Sequence[Operand],
-    numbers_and_rows: Callable[[Any, Any], tuple[Any, Any]],
+    numbers_and_rows: Callable[[Any, Any], tuple[Any, Any, Any]],
     extended: Combine,
-    combine: Combine,
+    combined: Callable[[Any, Any, Any], Any],
     windows: Windows,
 ) -> Operand:
     """One GatherRows, the function, one ScatterRows."""
 
     def before(x: Any, i: Any, u: Any) -> tuple[Any, Any, Any]:
-        numbers, rows = numbers_and_rows(i, u)
+        numbers, rows, is_inside = numbers_and_rows(i, u)
         whole = extended(x, rows)
-        return whole, numbers, combine(whole.at[numbers].get(mode="promise_in_bounds"), rows)
+        return whole, numbers, combined(whole.at[numbers].get(mode="promise_in_bounds"), rows, is_inside)
 
     dtype = ctx.avals_in[0].dtype
     avals = [type(ctx.avals_in[0])(a.shape, a.dtype) for a in ctx.avals_in]

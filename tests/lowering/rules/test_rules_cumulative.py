@@ -1,5 +1,7 @@
 """Cumulative reductions: integers equal JAX, floats are no further from the real result than XLA."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -36,6 +38,17 @@ def test_floats_are_as_exact_as_xla(on_lpu, random, name, size, dtype):
     epsilon = np.finfo(dtype).eps
     allowed = 2 * np.abs(fun(x) - real) + 4 * epsilon * np.abs(real) + epsilon
     assert (np.abs(on_lpu(fun, x) - real) <= allowed).all()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [8, 100])
+def test_sums_that_cancel_are_wrong_by_one_rounding(on_lpu, random, size, reverse):
+    x = (random.normal(size=(size, 9)) * 10.0 ** random.integers(-3, 4, size=(size, 9))).astype(np.float32)
+    x[size // 2] = -x[: size // 2].sum(0)
+    exact = np.array([[math.fsum(column[: i + 1]) for column in (x[::-1] if reverse else x).T] for i in range(size)])
+    exact = exact[::-1] if reverse else exact
+    found = on_lpu(lambda x: lax.cumsum(x, axis=0, reverse=reverse), x)
+    assert (np.abs(found - exact) <= np.abs(exact) * 2.0**-23 + np.abs(x).max() * 2.0**-44).all()
 
 
 def test_infinities_do_not_reach_back(on_lpu):

@@ -11,7 +11,7 @@ DISTINCT = np.array([4, 0, 9, 1, 3], np.int32)
 OPS = ("set", "add", "multiply", "min", "max")
 
 
-@pytest.mark.parametrize("mode", ["drop", "clip"])
+@pytest.mark.parametrize("mode", ["drop", "clip", "promise_in_bounds"])
 @pytest.mark.parametrize("op", OPS)
 def test_rows_that_may_repeat(on_lpu, random, op, mode):
     rows = random.integers(-5, 30, size=(5, 4)).astype(np.float32)
@@ -36,7 +36,19 @@ def test_distinct_rows_and_elements(on_lpu, random, op, dtype):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("mode", ["drop", "clip", "promise_in_bounds"])
+@pytest.mark.parametrize("op", OPS)
+def test_one_row_inside_or_outside(on_lpu, op, mode):
+    def fun(t, i):
+        return getattr(t.at[i], op)(7, mode=mode), getattr(t.at[:, i], op)(-1, mode=mode)
+
+    for i in (np.int32(3), np.int32(6)):
+        for a, b in zip(on_lpu(fun, TABLE, i), fun(jnp.asarray(TABLE), i), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_machine_equals_runtime(random):
     rows = random.normal(size=(5, 4)).astype(np.float32)
     assert_machine_agrees(lambda t, i, r: t.at[i].add(r, unique_indices=True), TABLE, DISTINCT, rows)
     assert_machine_agrees(lambda t, i, r: t.at[i].add(r), TABLE, INDEX, rows)
+    assert_machine_agrees(lambda t, i: t.at[i].add(t[0]), TABLE, np.int32(6))
