@@ -135,6 +135,14 @@ def decomposition(primitive: str) -> Any:
     return functools.partial(formula, dtype=np.dtype(np.float32))
 
 
+def sample_gamma(words: Any, alphas: Any, log_space: bool) -> Any:
+    """JAX's sampler of the gamma distribution, for the words of typed random keys and every alpha."""
+    from jax._src import random
+
+    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    return getattr(random, "core", random)._gamma_impl(keys, alphas, log_space=log_space, use_vmap=True)
+
+
 def used_inputs(jaxpr: Any) -> list[bool]:
     """For every input of a jaxpr, whether a result or an effect needs it; calls are not looked into."""
     inner, _ = open_jaxpr(jaxpr)

@@ -31,6 +31,7 @@ from lpu_jax.runtime.ops import Aval, Immediate
 from lpu_jax.runtime.progress import progress
 
 _FAMILIES = (
+    "bit_generators",
     "bits",
     "blocks",
     "control",
@@ -47,6 +48,7 @@ _FAMILIES = (
     "reductions",
     "scattering",
     "sorting",
+    "special",
     "windows",
 )
 for _family in _FAMILIES:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpu_jax.lowering import _jax_compat as compat
-from lpu_jax.lowering.emit import FLOATS, Operand
+from lpu_jax.lowering.emit import Operand
 from lpu_jax.lowering.registry import RuleContext, Value, register_lowering
 
 
@@ -46,23 +45,6 @@ def _approx_top_k(
         return jnp.moveaxis(found, -1, reduction_dimension), jnp.moveaxis(places, -1, reduction_dimension)
 
     return ctx.rewrite(fun, x)
-
-
-def _special(ctx: RuleContext, *operands: Operand, **params: Any) -> Sequence[Operand]:
-    """JAX's own formula, in float32; a loop of unknown length where it iterates."""
-    formula = compat.decomposition(ctx.primitive)
-    dtype = ctx.avals_out[0].dtype
-    if formula is None or dtype not in FLOATS:
-        raise ctx.unsupported("this version of JAX has no formula for it")
-
-    def fun(*arrays: Any) -> Any:
-        wide = [lax.convert_element_type(x, jnp.float32) if str(x.dtype) in FLOATS else x for x in arrays]
-        return lax.convert_element_type(formula(*wide, **params), dtype)
-
-    return ctx.rewrite(fun, *operands)
-
-
-register_lowering("bessel_i0e")(_special)
 
 
 def _chosen_of_window(source: Any, wins: Any, **config: Any) -> Any:

@@ -46,5 +46,29 @@ def test_another_generator_is_refused(lowered):
         lowered(fun, np.int32(1))
 
 
+STATES = ([1, 2, 3, 4], [2**32 - 1, 7, 2**32 - 2, 2**32 - 1], [2**32 - 1] * 2 + [2**32 - 3, 2**32 - 1])
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("algorithm", [0, 1, 2])
+def test_bits_of_a_generator_equal_xla(on_lpu, algorithm, state):
+    def fun(s):
+        shapes = ((), (1,), (5, 7), (3, 4), (9,))
+        return [lax.rng_bit_generator(s, n, algorithm=lax.RandomAlgorithm(algorithm)) for n in shapes] + [
+            lax.rng_bit_generator(s, (6,), d, lax.RandomAlgorithm(algorithm)) for d in (np.uint8, np.uint16)
+        ]
+
+    state = np.array(state, np.uint32)
+    actual, wanted = (jax.tree.leaves(x) for x in (on_lpu(fun, state), jax.jit(fun)(state)))
+    for a, b in zip(actual, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_machine_equals_runtime_for_a_generator(algorithm):
+    state = np.array(STATES[1], np.uint32)
+    assert_machine_agrees(lambda s: lax.rng_bit_generator(s, (5,), algorithm=lax.RandomAlgorithm(algorithm)), state)
+
+
 def test_machine_equals_runtime():
     assert_machine_agrees(lambda w: jax.random.bits(jax.random.wrap_key_data(w), (3,)), WORDS)
