@@ -41,6 +41,7 @@ _FAMILIES = (
     "elementwise",
     "functions",
     "indexing",
+    "linear_algebra",
     "loops",
     "matmul",
     "moves",

@@ -12,6 +12,7 @@ _UNITS = {
     "blocks": "none (weights are unpacked when they are loaded)",
     "control": "none (calls are inlined, loops are program blocks)",
     "convolution": "MXM, VXM",
+    "linear_algebra": "VXM, MXM, MEM",
     "loops": "none (the host starts every turn)",
     "indexing": "MEM (gather, scatter), VXM",
     "matmul": "MXM, VXM",

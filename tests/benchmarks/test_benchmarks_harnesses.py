@@ -8,11 +8,11 @@ harnesses = pytest.importorskip("harnesses")
 
 GROUPS = (
     "add", "and", "approx_top_k", "argmin", "broadcast_in_dim", "clamp", "complex", "concatenate", "cumsum", "div",
-    "dot_general", "dynamic_slice", "eq", "exp", "fft", "gather", "integer_pow", "is_finite", "lu", "max", "pad",
+    "dot_general", "dynamic_slice", "eigh", "eq", "exp", "fft", "gather", "integer_pow", "is_finite", "lgamma", "max", "pad",
     "population_count", "random_uniform", "reduce", "reduce_sum", "rem", "rev", "scatter_add", "select_n",
     "shift_left", "sort", "transpose",
 )  # fmt: skip
-ON_HOST = {"complex", "fft", "lu"}
+ON_HOST = {"complex", "eigh", "fft"}
 
 
 def test_a_sample_passes():
