@@ -8,8 +8,8 @@ harnesses = pytest.importorskip("harnesses")
 
 GROUPS = (
     "add", "and", "approx_top_k", "argmin", "broadcast_in_dim", "clamp", "complex", "concatenate", "cumsum", "div",
-    "dot_general", "dynamic_slice", "eigh", "eq", "exp", "fft", "gather", "integer_pow", "is_finite", "lgamma", "max", "pad",
-    "population_count", "random_uniform", "reduce", "reduce_sum", "rem", "rev", "scatter_add", "select_n",
+    "dot_general", "dynamic_slice", "eigh", "eq", "exp", "fft", "gather", "integer_pow", "is_finite", "lgamma", "max",
+    "pad", "population_count", "random_uniform", "reduce", "reduce_sum", "rem", "rev", "scatter_add", "select_n",
     "shift_left", "sort", "transpose",
 )  # fmt: skip
 ON_HOST = {"complex", "eigh", "fft"}
@@ -33,6 +33,9 @@ def test_wrong_results_are_told():
     off = xla.copy()
     off[2] += 1e-5
     assert "1 of 4 wrong" in harnesses.explain(off, xla, real)
+    small = xla + harnesses.np.float32(1e-8)
+    assert harnesses.explain(small, xla, real)
+    assert harnesses.explain(small, xla, real, is_norm=True) == ""
     assert harnesses.explain(xla.astype("int32"), xla, real) == "int32(4,) instead of float32(4,)"
     assert "2 of 4 differ" in harnesses.explain(
         (xla * [1, 1, 2, 2]).astype("int32"), xla.astype("int32"), xla.astype("int32")
