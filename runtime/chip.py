@@ -61,7 +61,10 @@ class ChipSpec:
       num_lanes == num_superlanes * num_lanes_per_superlane
       num_mem_columns == ceil(num_slices / num_slices_per_column)
       every field is within its limits (`chip_limits.LIMITS`): counts and rates from 1 on, delays from 0 on
-      num_mxm_rows >= num_lanes; num_streams_per_direction >= num_streams_per_load
+      num_mxm_rows >= num_lanes; num_lanes % num_streams_per_load == 0
+      num_streams_per_direction >= num_streams_per_load
+      vxm_entry_cycles < vxm_pass_cycles
+      each hemisphere has max(16, num_streams_per_load) usable slices, some in its first and in its last column
       num_mxm_queues_per_hemisphere >= 3 * num_planes
       num_sxm_queues_per_hemisphere >= 1 + num_transposers + num_distributors
     """

@@ -34,6 +34,10 @@ class SramOverflowError(LpuError):
     """The values of a program do not fit into the SRAM of the chip."""
 
 
+class ChipLimitError(LpuError, ValueError):
+    """A chip has too few of something for one operation; names the field of ChipSpec, its value and what is needed."""
+
+
 class ScheduleError(LpuError):
     """A pass produced an IR that breaks its own invariants (a compiler bug), found by a verifier."""
 

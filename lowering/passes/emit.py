@@ -9,7 +9,7 @@ from lpu_jax.lowering.passes.schedule import Schedule, ScheduledBlock, Scheduled
 from lpu_jax.lowering.passes.template import Slot
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.host_runs import join
-from lpu_jax.runtime.isa import Opcode, queues, vxm_queue
+from lpu_jax.runtime.isa import OPERANDS, Opcode, queues, vxm_queue
 from lpu_jax.runtime.program import Program, ProgramBuilder
 
 
@@ -39,7 +39,11 @@ def _emit_piece(chip: ChipSpec, blocks: Sequence[ScheduledBlock], origin: int) -
                 operands = tuple(op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands)
                 queue = _queue(chip, op, row.queue)
                 used.add(queue)
-                rows.append((op.time_zero + row.offset, queue, row.opcode, operands, row.count, row.interval, origin))
+                first = op.time_zero + row.offset
+                for done in range(0, row.count, chip.max_repeat):
+                    again, count = _moved(row.opcode, operands, done), min(row.count - done, chip.max_repeat)
+                    cycle = first + done * row.interval
+                    rows.append((cycle, queue, row.opcode, again, count, row.interval, origin))
             origin += 1
         bodies.append(rows)
     for queue in sorted(used):
@@ -54,6 +58,23 @@ def _emit_piece(chip: ChipSpec, blocks: Sequence[ScheduledBlock], origin: int) -
         builder.close_block(start_cycle=start, num_iterations=block.num_iterations, period_cycles=block.period_cycles)
         start += block.num_iterations * block.period_cycles
     return builder.build()
+
+
+_STEPS = {
+    opcode: tuple((names.index(name), names.index(f"{name}_step")) for name in names if f"{name}_step" in names)
+    for opcode, names in OPERANDS.items()
+}
+"""(operand, its step) of every opcode: what a repetition moves on."""
+
+
+def _moved(opcode: Opcode, operands: tuple[int, ...], repetitions: int) -> tuple[int, ...]:
+    """The operands of an instruction after some repetitions."""
+    if not repetitions:
+        return operands
+    moved = list(operands)
+    for operand, step in _STEPS[opcode]:
+        moved[operand] += repetitions * operands[step]
+    return tuple(moved)
 
 
 def _queue(chip: ChipSpec, op: ScheduledOp, queue: int | Slot) -> int:

@@ -228,7 +228,7 @@ def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, 
         return [sets[storage.plane]]
     width = storage.num_slices
     if storage.column == "near":
-        return [(s,) for s in near if s < chip.num_slices_per_column]
+        return [(s,) for s in chip.usable_slices(storage.hemisphere) if s < chip.num_slices_per_column]
     if storage.column == "far":
         last = (chip.num_mem_columns - 1) * chip.num_slices_per_column
         return [(s,) for s in chip.usable_slices(storage.hemisphere) if s >= last]
@@ -285,25 +285,26 @@ def _slices(tiles: TileGraph, places: Sequence[Place | None], storage: Storage, 
 
 
 class _Busy:
-    """Cycles that a storage would lose in every slice of its hemisphere, whatever its bank or in one of the two."""
+    """Cycles that a storage would lose in every slice of its hemisphere, whatever its bank or in one of them."""
 
     def __init__(
         self, tiles: TileGraph, places: Sequence[Place | None], storage: Storage, costs: dict[int, Contention]
     ) -> None:
         self.cycles: dict[tuple[int, int], int] = {}
+        self.all_banks = range(tiles.chip.num_banks)
         per_bank = tiles.chip.num_addresses_per_bank
         for other, cost in costs.items():
             spot, size = places[other], tiles.storages[other].num_addresses
             for s in _slices(tiles, places, storage, other):
                 assert spot is not None
-                for bank in range(2):
+                for bank in range(tiles.chip.num_banks):
                     shared = spot.base // per_bank <= bank <= (spot.base + size - 1) // per_bank
                     lost = cost.slice_cost + (cost.bank_cost if shared else 0)
                     self.cycles[s, bank] = self.cycles.get((s, bank), 0) + lost
 
     def cost(self, slices: tuple[int, ...], bank: int | None) -> int:
-        """Cycles lost in some slices; without a bank those of both count."""
-        banks = (0, 1) if bank is None else (bank,)
+        """Cycles lost in some slices; without a bank those of all count."""
+        banks = self.all_banks if bank is None else (bank,)
         return sum(self.cycles.get((s, b), 0) for s in slices for b in banks)
 
 
@@ -317,7 +318,8 @@ def _search(
 ) -> Place | None:
     """The free place that costs least; among equals one that was never used before."""
     one_bank = is_written and storage.num_addresses <= slots.chip.num_addresses_per_bank
-    options = [(slices, bank) for slices in candidates for bank in ((0, 1) if one_bank else (None,))]
+    banks: Sequence[int | None] = range(slots.chip.num_banks) if one_bank else (None,)
+    options = [(slices, bank) for slices in candidates for bank in banks]
     priced = sorted(((busy.cost(*option), option) for option in options), key=lambda pair: pair[0])
     for _, equals in itertools.groupby(priced, key=lambda pair: pair[0]):
         choices = [option for _, option in equals]

@@ -7,11 +7,35 @@ from collections.abc import Iterator
 
 from lpu_jax.lowering.passes.template import ALTERNATE, Flexible, Key, Template, stream_direction
 from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.errors import ChipLimitError
 from lpu_jax.runtime.isa import sxm_queue
 
 MAX_TRIES = 100
 """After so many vain attempts to find streams and ALUs, an op is checked against an idle chip."""
+
+
+_FIELDS = {
+    "stream": "num_streams_per_direction",
+    "alu": "num_alus",
+    "transposer": "num_transposers",
+    "distributor": "num_distributors",
+    "accumulator": "num_accumulator_vectors",
+}
+"""Fields of ChipSpec that say how many there are of what can be chosen."""
+
+
+def _too_few(chip: ChipSpec, flexible: list[Flexible]) -> ChipLimitError:
+    """The error of one operation that finds no place on an idle chip."""
+    wanted: dict[str, int] = {}
+    for item in flexible:
+        wanted[item.pool] = wanted.get(item.pool, 0) + item.width
+    fields = ", ".join(
+        f"{_FIELDS[pool]}={getattr(chip, _FIELDS[pool])} (wanted: {n} in all)" for pool, n in wanted.items()
+    )
+    return ChipLimitError(
+        f"chip {chip.name!r} has too few units for one operation: ChipSpec.{fields}. Use a chip with more of them, or "
+        "cut the operation into smaller ones."
+    )
 
 
 class Table:
@@ -168,7 +192,7 @@ class Tables:
                 return time, chosen
             tries += 1
             if tries == MAX_TRIES and Tables(self.chip).never_fits(template.flexible):
-                raise ScheduleError("schedule: one op wants more streams or ALUs than the chip has")
+                raise _too_few(self.chip, template.flexible)
             time = moved
 
     def never_fits(self, flexible: list[Flexible]) -> bool:

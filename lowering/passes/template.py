@@ -178,6 +178,12 @@ class Product:
     acc_span: int
 
 
+def issues(chip: ChipSpec, queue: int, first: int, count: int, interval: int) -> list[Interval]:
+    """Bookings of a queue for an instruction and its repetitions; beyond max_repeat of them it is issued again."""
+    step = chip.max_repeat * interval
+    return [(("Q", queue), cycle, cycle + 1) for cycle in range(first, first + count * interval, step)]
+
+
 def stream_direction(flexible: Flexible) -> int:
     """Direction of a flexible stream."""
     toward = inward if flexible.inwards else outward
@@ -279,13 +285,15 @@ class MemoryAccess:
     ) -> Iterator[Run]:
         port = "R" if opcode in (Opcode.READ, Opcode.GATHER) else "W"
         bank, turns = self.chip.num_addresses_per_bank, loop_step * (self.iterations - 1)
-        for start, count, interval, address_step in affine_runs(cycles, addresses):
-            address = int(addresses[start])
-            last = address + (count - 1) * address_step
-            low = min(address, last) + min(0, turns)
-            high = max(address, last) + max(0, turns)
-            banks = low // bank, high // bank
-            yield Run(queue, port, int(cycles[start]), count, interval, address, address_step, banks)
+        longest = self.chip.max_repeat
+        for start, length, interval, address_step in affine_runs(cycles, addresses):
+            for begin in range(start, start + length, longest):
+                count, address = min(longest, start + length - begin), int(addresses[begin])
+                last = address + (count - 1) * address_step
+                low = min(address, last) + min(0, turns)
+                high = max(address, last) + max(0, turns)
+                banks = low // bank, high // bank
+                yield Run(queue, port, int(cycles[begin]), count, interval, address, address_step, banks)
 
 
 _StorageRuns = tuple[Access, int, list[Run]]

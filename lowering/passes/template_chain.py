@@ -20,8 +20,8 @@ from lpu_jax.lowering.tile_ir import (
     StepOperand,
     StepRef,
 )
-from lpu_jax.runtime.chip import Direction, Hemisphere, inward, outward
-from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.chip import ChipSpec, Direction, Hemisphere, inward, outward
+from lpu_jax.runtime.errors import ChipLimitError, ScheduleError
 from lpu_jax.runtime.isa import VXM_FUNCTION_ID, Opcode, OperandKind
 from lpu_jax.runtime.ops import Immediate
 
@@ -38,7 +38,27 @@ def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
                 item, acc = builder.acc
                 template.product = build_product(memory, item, op.num_vectors, acc)
             return template
+    _check_alus(memory.chip, op)
     raise ScheduleError(f"schedule: a chain of {op.num_vectors} vectors collides with itself ({op.source or op.name})")
+
+
+def _check_alus(chip: ChipSpec, op: ChainOp) -> None:
+    """Raises ChipLimitError for a function that takes more ALUs than there are."""
+    for function in dict.fromkeys(step.function for step in op.steps):
+        if (slots := chip.alu_slots(function)) > chip.num_alus:
+            raise ChipLimitError(
+                f"ChipSpec.num_alus={chip.num_alus} of chip {chip.name!r}: the function {function} takes {slots} ALUs "
+                f"({op.source or op.name}). Use a chip with more of them, or a smaller number in vxm_slots."
+            )
+
+
+def _too_long(chip: ChipSpec, op: ChainOp, delay: int) -> ChipLimitError:
+    """The error of a value that has to wait in front of an ALU for longer than the chip can hold it."""
+    return ChipLimitError(
+        f"ChipSpec.vxm_max_delay_cycles={chip.vxm_max_delay_cycles} of chip {chip.name!r}: an operand waits {delay} "
+        f"cycles for its partner ({op.source or op.name}). Use a chip with a longer delay, or with fewer vxm_op_cycles "
+        f"({chip.vxm_op_cycles})."
+    )
 
 
 def _delayed(op: ChainOp, delay: int) -> tuple[tuple[Step, ...], tuple[MemoryOutput | ScatterOutput, ...]]:
@@ -159,7 +179,7 @@ class _ChainBuilder:
                 slots = self.chip.alu_slots(self.steps[operand.index].function)
                 delay = level - levels[operand.index] - self.chip.vxm_op_cycles * slots
                 if delay > self.chip.vxm_max_delay_cycles:
-                    raise ScheduleError(f"schedule: an operand waits {delay} cycles for its partner")
+                    raise _too_long(self.chip, self.op, delay)
                 columns += [int(OperandKind.ALU), Slot(alus[operand.index]), delay, 0]
             else:
                 item = self.op.inputs[operand.index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lpu_jax.lowering.passes.template import MemoryAccess, Row, Slot, Template, merge_own
+from lpu_jax.lowering.passes.template import MemoryAccess, Row, Slot, Template, issues, merge_own
 from lpu_jax.lowering.tile_ir import GROUP, PermuteOp, SxmUnit, TransposeOp
 from lpu_jax.runtime.errors import ScheduleError
 from lpu_jax.runtime.isa import Opcode, sxm_queue
@@ -56,7 +56,7 @@ def _permute(memory: MemoryAccess, op: PermuteOp, gap: int | None) -> Template:
             memory.add(template, Opcode.READ, op.maps, half, leave, 1, (Slot(maps, half),))
         memory.add(template, Opcode.READ, op.source_refs, byte, leave + data_delay, 1, (Slot(data),))
         memory.add(template, Opcode.WRITE, op.targets, byte, cycles + result_delay + hops, -1, (Slot(result), 0))
-        template.fixed.append((("Q", queue), start, start + 1))
+        template.fixed += issues(chip, queue, start, count, interval)
         operands = (Slot(data), Slot(maps), Slot(result), 0, 0)
         template.rows.append(Row(start, queue, Opcode.PERMUTE, operands, count, interval))
     return template

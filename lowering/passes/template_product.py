@@ -19,6 +19,7 @@ from lpu_jax.lowering.passes.template import (
     Row,
     Slot,
     Template,
+    issues,
     merge_own,
 )
 from lpu_jax.lowering.tile_ir import MatMulInput, WeightTile
@@ -57,7 +58,7 @@ def add_sums(
     span = (count - 1) * interval + 1
     template.fixed += [(("acc", product.hemisphere, plane), acc, acc + span) for plane in planes]
     queue = mxm_queue(chip, product.hemisphere, planes[0], MXM_RESULTS)
-    template.fixed.append((("Q", queue), acc, acc + 1))
+    template.fixed += issues(chip, queue, acc, count, interval)
     template.rows.append(Row(acc, queue, Opcode.ACC, (Slot(stream), Slot(ACCUMULATOR), 1), count, interval))
     return acc
 
@@ -106,7 +107,7 @@ def _load(memory: MemoryAccess, product: MatMulInput, weight: WeightTile, plane:
     queue = mxm_queue(chip, side, plane, MXM_WEIGHTS)
     operands = (Slot(streams), weight.lane, rows_per_cycle, int(product.rhs_format))
     template.rows.append(Row(0, queue, Opcode.LW, operands, cycles))
-    template.fixed.append((("Q", queue), 0, 1))
+    template.fixed += issues(chip, queue, 0, cycles, 1)
     return template, cycles
 
 
@@ -124,5 +125,5 @@ def _multiply(memory: MemoryAccess, product: MatMulInput, k: int, count: int, pl
     rows = (weight.lane, weight.num_rows)
     operands = (Slot(stream), int(product.lhs_format), Slot(ACCUMULATOR), 1, *rows, int(k == 0), 0)
     template.rows.append(Row(0, queue, Opcode.ABC, operands, count, interval))
-    template.fixed.append((("Q", queue), 0, 1))
+    template.fixed += issues(chip, queue, 0, count, interval)
     return template

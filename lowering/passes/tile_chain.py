@@ -77,7 +77,8 @@ class OpenChain:
         """Whether one more step fits the ALUs and streams (every input may need one ALU to hold it)."""
         inputs = len(self.inputs) + new_inputs + (self.product is not None)
         slots = self.num_slots + chip.alu_slots(function) + inputs + 1  # one to write an operand that no step touched
-        return slots <= chip.num_alus and inputs <= MAX_INPUTS
+        most = min(MAX_INPUTS, chip.num_streams_per_direction // 4)
+        return slots <= chip.num_alus and inputs <= most
 
     def storages(self) -> set[int]:
         """Storages that the chain reads."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
 from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
-from lpu_jax.lowering.passes.tile_storage import StorageBuilder
+from lpu_jax.lowering.passes.tile_storage import StorageBuilder, longest_piece
 from lpu_jax.lowering.tile_ir import (
     InputRef,
     IntArray,
@@ -60,7 +60,7 @@ def nearest(builder: StorageBuilder, sources: IntArray, sides: IntArray | Hemisp
 def landing_on(builder: StorageBuilder, count: int, side: Hemisphere, data_format: DataFormat) -> IntArray:
     """New places in a hemisphere."""
     refs = np.zeros((count, 2), np.int64)
-    longest = builder.chip.num_addresses_per_bank // 16
+    longest = longest_piece(builder.chip)
     for start in range(0, count, longest):
         size = min(longest, count - start)
         refs[start : start + size] = builder.whole(builder.new_storage(size, data_format, side, name="moved"), size)

@@ -89,6 +89,9 @@ _MAX_COLUMNS = 4
 """Tiles of a row that get storages of their own."""
 
 
+_LEAST_PIECE = 16
+"""Vectors that stay in one storage on every chip: as many as a spread table has groups."""
+
 _FEW_ROWS = 16
 """Values of so few rows have their tiles in both hemispheres; for others one chain for all tiles is quicker."""
 MIN_SPLIT_TILES = 7
@@ -117,6 +120,11 @@ def _pieces(count: int, tiles: int, columns: int, chunk: int) -> list[IntArray]:
         return [grid[start : start + chunk, tile] for start in range(0, rows, chunk) for tile in range(tiles)]
     together = chunk // rows
     return [grid[:, tile : tile + together].T.reshape(-1) for tile in range(0, tiles, together)]
+
+
+def longest_piece(chip: ChipSpec) -> int:
+    """Vectors up to which a value is not cut up: a sixteenth of a bank, so that each part finds room."""
+    return max(_LEAST_PIECE, chip.num_addresses_per_bank // 16)
 
 
 class StorageBuilder:
@@ -245,7 +253,7 @@ class StorageBuilder:
 
     def _chunk(self, num_vectors: int, num_iterations: int, data_format: DataFormat) -> tuple[int, int]:
         """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
-        longest = self.chip.num_addresses_per_bank // 16
+        longest = longest_piece(self.chip)
         if num_iterations == 1 or num_vectors * num_iterations <= longest:
             return min(num_vectors, longest, self._max_piece), 1
         interleave = self.chip.num_streams_per_load // data_format.num_bytes

@@ -101,11 +101,15 @@ def test_fields_that_contradict_each_other_are_a_row():
     assert "at least 9 are needed" in frame["error"][1]
 
 
-def test_a_program_that_the_machine_would_refuse_is_a_row():
-    frame = sweep(fields={"max_repeat": [2, 65_535]})
+def test_a_program_that_the_machine_would_refuse_is_a_row(monkeypatch):
+    def decode(decoder):
+        decoder.refuse(0, f"{decoder.chip.num_slices} slices") if decoder.chip.num_slices == 16 else None
+
+    monkeypatch.setattr("lpu_jax.runtime.units.decode.Decoder.decode", decode)
+    frame = sweep(fields={"num_slices": [16, 24]})
     assert frame["error"].isna().tolist() == [False, True]
     assert frame["error"][0].startswith("ProgramError: cycle")
-    assert "Repeat count above 2" in frame["error"][0]
+    assert frame["error"][0].endswith("16 slices")
 
 
 def test_arguments_that_the_lpu_refuses_are_rows():

@@ -30,7 +30,19 @@ def test_limits_are_about_fields_that_exist():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_lanes_per_superlane": 24}, "num_lanes_per_superlane=24: allowed are integers from 16 on in steps of 16"),
+        ({"num_lanes_per_superlane": 32}, "num_lanes_per_superlane=32: allowed are 16"),
+        ({"vxm_slots": (("exp", 0),)}, r"vxm_slots=.*: allowed are tuples of pairs \(function, ALUs"),
+        ({"vxm_slots": [("exp", 1)]}, "vxm_slots=.*: allowed are tuples of pairs"),
+        ({"vxm_entry_cycles": 8}, "vxm_pass_cycles=8 .* at least 9"),
+        ({"num_streams_per_load": 12}, "num_streams_per_load=12 .* divisors of its 320 lanes"),
+        (
+            {"num_slices": 17},
+            r"num_slices=17 with reserved_slices_west=.* leaves no slice in the last column",
+        ),
+        ({"num_slices": 12}, "num_slices=12 with reserved_slices_west=.* leaves 12 slices: at least 16"),
+        ({"reserved_slices_east": tuple(range(30))}, "reserved_slices_east=.* leaves 14 slices: at least 16"),
+        ({"reserved_slices_east": (0, 1, 2, 3)}, "leaves no slice in the first column"),
+        ({"reserved_slices_west": (40, 41, 42, 43)}, "leaves no slice in the last column"),
         ({"num_streams_per_transpose": 32}, "num_streams_per_transpose=32: allowed are 16"),
         ({"accumulation": "float32"}, "accumulation='float32' is unknown; chips have exact, tile"),
         ({"pcie_bytes_per_second": 0.0}, "pcie_bytes_per_second=0.0: allowed are numbers of more than 0"),
