@@ -103,9 +103,9 @@ def minilm_mixed() -> list[Row]:
     return rows
 
 
-def minilm_lpu() -> list[Row]:
+def minilm_lpu() -> Iterator[Row]:
     bench = few_sentences()
-    return [row(name, bench.on_lpu(name)) for name in ("fp16", "truepoint", "int8", "fp8")]
+    yield from (row(name, bench.on_lpu(name)) for name in ("fp16", "truepoint", "int8", "fp8"))
 
 
 def activation_policy(name: str, sites: list[tuple[str, bool]], form: str) -> Policy:
@@ -139,18 +139,17 @@ def minilm_activations() -> list[Row]:
     return rows
 
 
-def minilm_ablations() -> list[Row]:
+def minilm_ablations() -> Iterator[Row]:
     bench = few_sentences()
     logits, feed_forward = "*bhqk/dot_general", "*/mlp/*@*"
-    rows = [row("truepoint", bench.on_lpu("truepoint"))]
-    for form in ("fp16", "bf16", "e4m3"):
-        policy = PRESETS["truepoint"].with_rules(Rule(logits, result=form))
-        rows.append(row(f"truepoint, attention logits in {form}", bench.on_lpu(policy)))
     for form in ("bfp8", "bfp6", "bfp4"):
         policy = Policy("feed-forward", (Rule(feed_forward, rhs=form),))
-        rows.append(row(f"feed-forward weights in {form}, all else fp32", bench.weights_only(policy)))
-    rows += [row(f"fp16, sums {mode}", bench.on_lpu("fp16", Mode(mode))) for mode in ("exact", "tile", "float32")]
-    return rows
+        yield row(f"feed-forward weights in {form}, all else fp32", bench.weights_only(policy))
+    for mode in ("exact", "tile", "float32"):
+        yield row(f"fp16, sums {mode}", bench.on_lpu("fp16", Mode(mode)))
+    for form in ("fp16", "bf16", "e4m3"):
+        policy = PRESETS["fp16"].with_rules(Rule(logits, result=form))
+        yield row(f"fp16, attention logits in {form}", bench.on_lpu(policy))
 
 
 # SmolLM2 -------------------------------------------------------------------------------------------------------------
