@@ -55,6 +55,19 @@ def test_every_row_is_what_compiling_for_that_chip_gives_and_the_machine_agrees(
         assert row.pcie_microseconds == pytest.approx(
             1e6 * (compiled.report().total_seconds - compiled.report().seconds)
         )
+        assert row.total_microseconds == pytest.approx(1e6 * compiled.report().total_seconds)
+
+
+def test_a_faster_link_to_the_host_changes_the_time_of_a_call_and_no_cycle():
+    link = ("pcie_bytes_per_second", "pcie_latency_seconds")
+    frame = sweep(fields={link: [(1e9, 8e-6), (2e9, 4e-6), (1e15, 0.0)]})
+    assert frame["cycles"].nunique() == frame["microseconds"].nunique() == 1
+    sent, returned = 4 * 3 * 40, 4 * 3 * 24  # x and the results; the weights stay
+    slow = 16 + (sent + returned) / 1e9 * 1e6
+    assert frame["pcie_microseconds"].tolist() == pytest.approx([slow, slow / 2, 0], abs=1e-5)
+    pandas.testing.assert_series_equal(
+        frame["total_microseconds"], frame["microseconds"] + frame["pcie_microseconds"], check_names=False
+    )
 
 
 def test_rows_come_in_the_order_of_the_product_with_one_column_for_each_axis():
