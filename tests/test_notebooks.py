@@ -1,4 +1,7 @@
-"""The research notebooks: each is executed from top to bottom, in a kernel of its own and without the real weights."""
+"""The research notebooks: each is executed from top to bottom, in a kernel of its own and without the cache of weights.
+
+The one on TruePoint runs on the weights of the sentence encoder if their package is installed, else on random ones.
+"""
 
 import time
 from pathlib import Path
