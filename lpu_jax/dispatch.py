@@ -68,7 +68,8 @@ class WholeCalls:
 def _key(leaf: Any) -> AvalKey | None:
     """As `arguments.aval_key`, with the least work for arrays of JAX; None for what the long way may refuse."""
     if type(leaf) is compat.CONCRETE_ARRAY:
-        return leaf.shape, leaf.dtype, leaf.weak_type
+        array: Any = leaf
+        return array.shape, array.dtype, array.weak_type
     try:
         return arguments_of.aval_key(leaf)
     except (LpuError, TypeError):

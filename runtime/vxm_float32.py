@@ -11,7 +11,7 @@ Operands must hold no subnormals; what is known of values (`Known`) says where t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +111,7 @@ def _quotient(a: Array, b: Array) -> Array:
     return canonical_nan(jnp, _flush(quotient(jnp, a, b)))
 
 
-_FORMS = {
+_FORMS: dict[str, Callable[[list[Array], bool], Array]] = {
     "add": lambda x, has_constant: _sum(x[0], x[1], has_constant),
     "sub": lambda x, has_constant: _sum(x[0], -x[1], has_constant),
     "mul": lambda x, _: _product(x[0], x[1]),

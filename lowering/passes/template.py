@@ -72,7 +72,7 @@ class Run(NamedTuple):
     queue: int
     port: str  # "R" or "W"
     first: int
-    count: int
+    repeats: int
     interval: int
     address: int
     address_step: int
@@ -81,7 +81,7 @@ class Run(NamedTuple):
     def busy(self, shift: int) -> tuple[int, int, int]:
         """(start, end, stride) of the cycles it takes, so much later."""
         first = self.first + shift
-        return first, first + (self.count - 1) * self.interval + 1, self.interval if self.count > 1 else 1
+        return first, first + (self.repeats - 1) * self.interval + 1, self.interval if self.repeats > 1 else 1
 
 
 class Accesses(NamedTuple):
@@ -98,7 +98,7 @@ class Accesses(NamedTuple):
         for run in self.runs:
             operands = (run.address, run.address_step, self.loop_step, *self.operands)
             first = run.first + self.shift
-            yield Row(first, run.queue, self.opcode, operands, run.count, max(run.interval, 1))
+            yield Row(first, run.queue, self.opcode, operands, run.repeats, max(run.interval, 1))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

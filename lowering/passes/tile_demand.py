@@ -90,22 +90,19 @@ def _ask_scan(equation: Equation, op: Scan | While, found: dict[int, Demand], as
 
 def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Demand], ask: Ask) -> None:
     """A move that keeps vectors passes the demand on; of several matrices only if their rows stay in order."""
-    demand = found.get(equation.results[0])
+    demand, result = found.get(equation.results[0]), graph.avals[equation.results[0]].shape
     operands = [v for v in equation.operands if isinstance(v, int)]
     shapes = [graph.avals[v].shape for v in operands]
-    if (
-        demand is not None
-        and demand.mirrored
-        and _is_of_segments(equation, shapes, graph.avals[equation.results[0]].shape)
-    ):  # type: ignore[index]
+    if demand is None:
+        return
+    if demand.mirrored and _is_of_segments(equation, shapes, result):
         for operand in operands:
             ask(operand, Demand(mirrored=True))
         return
-    if demand is None or not keeps_vectors(equation.op, shapes, graph.avals[equation.results[0]].shape):  # type: ignore[arg-type]
+    if not keeps_vectors(equation.op, shapes, result):  # type: ignore[arg-type]
         return
     if demand.num_batches > 1 and not isinstance(equation.op, Reshape):
         demand = Demand(mirrored=demand.mirrored)
-    result = graph.avals[equation.results[0]].shape
     if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
         demand = dataclasses.replace(demand, table=False, scattered=False)
     for operand in operands:

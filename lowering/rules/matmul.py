@@ -118,7 +118,7 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
             return ctx.elementwise("mul", base, ctx.immediate(2.0**-exponent))  # type: ignore[return-value]
 
         scaled = work_behind_moves(ctx, x, work, slices=True) if exponent else x
-        return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)  # type: ignore[return-value]
+        return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)
     total: Operand = ctx.immediate(0.0)
     for number, factors in magnitude.terms:
         term: Operand = ctx.immediate(number)

@@ -90,11 +90,11 @@ class Attention(nnx.Module):  # type: ignore[misc]
         with jax.named_scope("rotate"):
             first, second = rotate(first, second, angles)
             middle = (self.v_width + rest.shape[1]) // 2
-            v, *others = rest[:, : self.v_width], rest[:, self.v_width : middle], rest[:, middle:]
+            v, k_rest = rest[:, : self.v_width], (rest[:, self.v_width : middle], rest[:, middle:])
             q = first[:, : self.q_width], second[:, : self.q_width]
             k = [[each[:, self.q_width :].astype(_CACHE_DTYPE)] for each in (first, second)]
-            if others[0].shape[1]:
-                for parts, each in zip(k, rotate(*others, angles), strict=True):
+            if k_rest[0].shape[1]:
+                for parts, each in zip(k, rotate(*k_rest, angles), strict=True):
                     parts.append(each.astype(_CACHE_DTYPE))
             k_first, k_second = (jnp.concatenate(parts, axis=1) for parts in k)
         with jax.named_scope("attend"):
