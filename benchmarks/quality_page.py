@@ -85,6 +85,52 @@ def smollm2_targets(stored: Stored) -> Iterable[list[str]]:
         yield [f"{what}: perplexity", "within 0.5 %", f"{change:.2%}", verdict(change <= 0.005)]
 
 
+FAITHFUL = 0.975
+"""Share of sentences with the same nearest other one, or of positions with the same likeliest token."""
+
+
+def cheapest(rows: Iterable[Row], share: str) -> Row | None:
+    """The row of fewest bits that is faithful; the better one of equals."""
+    faithful = [row for row in rows if row.get("bits") and row.get(share, 0) >= FAITHFUL]
+    return min(faithful, key=lambda row: (row["bits"], -row[share]), default=None)
+
+
+def faithful(stored: Stored) -> list[str]:
+    """A sentence for each model: the narrowest weights that keep nearly all answers."""
+    lines = []
+    for model, section, share, what in (
+        ("MiniLM", "minilm_weights", "neighbours", "nearest other sentences"),
+        ("SmolLM2", "smollm2_weights", "top1", "likeliest tokens"),
+    ):
+        row = cheapest(stored.get(section, []), share)
+        if row is not None:
+            lines.append(
+                f"* {model}: {row['policy']}, {row['bits']:.2f} bits, keeps {row[share]:.1%} of the {what}. "
+                "Of what was measured nothing narrower does."
+            )
+    return [
+        f"Faithful is what keeps {FAITHFUL:.1%} of the answers; everything but the weights is fp32 here.",
+        "",
+        *lines,
+        "",
+    ]
+
+
+def exactness(stored: Stored) -> list[str]:
+    """What exact sums are worth on MiniLM, in words."""
+    found = {r["policy"]: r["sqnr_db"] for r in stored.get("minilm_ablations", []) if "sums" in r["policy"]}
+    exact, others = found.get("fp16, sums exact"), {k: v for k, v in found.items() if k != "fp16, sums exact"}
+    if exact is None or not others:
+        return []
+    listed = ", ".join(f"{k.removeprefix('fp16, sums ')} {v:.1f} dB" for k, v in others.items())
+    return [
+        f"Exact sums change MiniLM's embeddings by nothing that can be seen: {exact:.1f} dB, against {listed}.",
+        "The rounding of operands to fp16 is far larger than that of any sum. What exactness buys is the same bits in",
+        "every order.",
+        "",
+    ]
+
+
 def cycles(stored: Stored) -> list[str]:
     rows = [*stored.get("smollm2_fp16_cycles", []), *stored.get("smollm2_cycles", [])]
     if not rows:
@@ -141,18 +187,23 @@ def write_page(measured: Stored) -> None:
         **measured,
         "minilm_weights": joined(measured, "minilm_uniform", "minilm_mixed"),
         "smollm2_weights": joined(measured, "smollm2_uniform", "smollm2_mixed"),
+        "smollm2_ablations": joined(measured, "smollm2_ablations", "smollm2_feed_forward"),
         "smollm2_lpu": joined(measured, "smollm2_fp16", "smollm2_truepoint", "smollm2_one_chip"),
     }
     lines = [BEGIN, INTRODUCTION, "### Targets\n"]
     lines += table(("what", "target", "measured", ""), [*minilm_targets(stored), *smollm2_targets(stored)])
     parts = [
+        ("Cheapest faithful weights", faithful(stored)),
         ("MiniLM: weights alone, all else fp32", by_bits("minilm_weights", SENTENCE_HEADER, sentence_cells, stored)),
         ("MiniLM in the LPU's arithmetic", plain("minilm_lpu", SENTENCE_HEADER, sentence_cells, stored)),
         (
-            "MiniLM: e4m3 activations, weights fp16",
+            "MiniLM: e4m3 activations by kind of product, weights fp16",
             plain("minilm_activations", SENTENCE_HEADER, sentence_cells, stored),
         ),
-        ("MiniLM: ablations", plain("minilm_ablations", SENTENCE_HEADER, sentence_cells, stored)),
+        (
+            "MiniLM: ablations",
+            [*plain("minilm_ablations", SENTENCE_HEADER, sentence_cells, stored), *exactness(stored)],
+        ),
         ("SmolLM2: weights alone, all else fp32", by_bits("smollm2_weights", LANGUAGE_HEADER, language_cells, stored)),
         ("SmolLM2 in the LPU's arithmetic", plain("smollm2_lpu", LANGUAGE_HEADER, language_cells, stored)),
         ("SmolLM2: ablations", plain("smollm2_ablations", LANGUAGE_HEADER, language_cells, stored)),

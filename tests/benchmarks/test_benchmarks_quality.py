@@ -24,3 +24,15 @@ def test_a_target_is_met_or_missed_by_its_numbers(tmp_path, monkeypatch):
         assert text.endswith("\n\nAfter.\n")
         assert "stale" not in text
         assert text.count(quality_page.BEGIN) == 1
+
+
+def test_the_cheapest_faithful_weights_are_the_narrowest_that_keep_the_answers():
+    rows = [
+        {"policy": "bfp8", "bits": 8.5, "neighbours": 0.99},
+        {"policy": "int8", "bits": 8.0, "neighbours": 0.98},
+        {"policy": "e4m3", "bits": 8.0, "neighbours": 0.976},
+        {"policy": "bfp6", "bits": 6.5, "neighbours": 0.9},
+        {"policy": "not weights alone", "bits": 0.0, "neighbours": 1.0},
+    ]
+    assert quality_page.cheapest(rows, "neighbours")["policy"] == "int8"
+    assert quality_page.cheapest(rows[3:4], "neighbours") is None
