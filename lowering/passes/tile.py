@@ -237,6 +237,8 @@ class Tiler:
     def rename_in_chain(self, value: int, result: int) -> bool:
         """A reshape over the same iteration space is another name for a value of an open chain."""
         chain = self.chain_of.get(value)
+        if chain is not None and not chain.domain.splat and not self.shape(result):
+            return False  # a scalar lies in all lanes
         if chain is None or self._domain(result, chain.domain.splat, chain.domain.offsets) != chain.domain:
             return False
         chain.values[result] = chain.values[value]

@@ -62,8 +62,8 @@ def test_cholesky(random, shape):
 
 
 def test_cholesky_reads_the_lower_triangle_and_tells_what_is_not_positive(random):
-    good = np.array([[4, 100, 100], [2, 5, 100], [1, 3, 6]], np.float32)
-    bad = np.array([[1, 0, 0], [2, 1, 0], [0, 0, 1]], np.float32)
+    good = np.array([[4, 100], [2, 5]], np.float32)
+    bad = np.array([[1, 0], [2, 1]], np.float32)
     fun = lpu(lambda a: linalg.cholesky(a, symmetrize_input=False), precision="highest")
     np.testing.assert_allclose(
         fun(np.stack([good, bad])), linalg.cholesky(np.stack([good, bad]), symmetrize_input=False), rtol=1e-6
@@ -93,11 +93,11 @@ def test_qr(random, shape, full):
 
 
 def test_qr_of_huge_tiny_and_zero_columns():
-    a = np.array([[1e30, 0, 1e-30], [2e30, 0, 2e-30], [2e30, 0, 1e-30]], np.float32)
+    a = np.array([[[1e30, 0], [2e30, 0], [2e30, 0]], [[1e-30, 2], [2e-30, 3], [2e-30, 5]]], np.float32)
     q, r = lpu(linalg.qr, precision="highest")(a)
     wanted = linalg.qr(a)
     np.testing.assert_allclose(q, wanted[0], atol=1e-6)
-    np.testing.assert_allclose(r, wanted[1], rtol=1e-5, atol=1e-36)
+    np.testing.assert_allclose(r, wanted[1], rtol=1e-5)
 
 
 def test_qr_with_pivoting_is_refused():

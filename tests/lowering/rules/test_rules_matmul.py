@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from on_lpu import assert_machine_agrees
 
 from lpu_jax.lowering.prune import split_resident
 from lpu_jax.runtime.execute import execute
@@ -226,3 +227,12 @@ def test_heads_of_the_rhs_are_scaled_one_by_one(on_lpu, random):
     exact = np.einsum("hqd,khd->hqk", q.astype(np.float64), k.astype(np.float64))
     bound = np.einsum("hqd,khd->hqk", abs(q).astype(np.float64), abs(k).astype(np.float64)) * 2.0**-9
     assert (abs(scores - exact) <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_a_product_of_one_element_may_become_a_scalar(dtype):
+    def fun(x):
+        matrix = (x + x).reshape(1, 1)
+        return (matrix @ matrix.T).reshape(()) + x
+
+    assert_machine_agrees(fun, dtype(3))
