@@ -98,31 +98,24 @@ def booked_keys(key: Key, start: int) -> tuple[Key, ...]:
     return ((*key, 0), (*key, 1))
 
 
-class _Fixed:
-    """One fixed booking of a template: an interval of a table, or of the tables for even and odd cycles."""
+_Obstacle = tuple[list[int], list[int], int, int]
+"""Starts and ends of a table's intervals, and the start and end of a booking relative to time zero."""
 
-    __slots__ = ("end", "even", "is_alternate", "odd", "start")
 
-    def __init__(self, tables: Tables, key: Key, start: int, end: int) -> None:
-        self.start, self.end = start, end
-        self.is_alternate = key[-1] == ALTERNATE
-        if is_port(key):
-            base = key[:-1] if self.is_alternate else key
-            self.even, self.odd = tables[*base, 0], tables[*base, 1]
-        else:
-            self.even = self.odd = tables[key]
+class _Alternate:
+    """A booking of every second cycle: of the table for even or for odd cycles."""
+
+    __slots__ = ("end", "even", "odd", "start")
+
+    def __init__(self, even: Table, odd: Table, start: int, end: int) -> None:
+        self.even, self.odd, self.start, self.end = even, odd, start, end
 
     def free_from(self, time: int) -> int:
         """First time zero >= `time` at which the interval is free, as far as the next interval in the way tells."""
         start, end = time + self.start, time + self.end
-        if self.is_alternate:
-            own, other = (self.even, self.odd) if start % 2 == 0 else (self.odd, self.even)
-            free = own.free_from(start, end)
-            return time if free == start else min(free, other.free_from(start + 1, end + 1)) - self.start
-        free = self.even.free_from(start, end)
-        if self.odd is not self.even:
-            free = max(free, self.odd.free_from(start, end))
-        return free - self.start
+        own, other = (self.even, self.odd) if start % 2 == 0 else (self.odd, self.even)
+        free = own.free_from(start, end)
+        return time if free == start else min(free, other.free_from(start + 1, end + 1)) - self.start
 
 
 class Tables:
@@ -179,11 +172,11 @@ class Tables:
 
     def fit(self, template: Template, earliest: int) -> tuple[int, tuple[int, ...]]:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
-        fixed = [_Fixed(self, key, start, end) for key, start, end in template.fixed]
+        obstacles, alternates = self._in_the_way(template, earliest)
         pools = [self.choices(item) for item in template.flexible]
         time, tries = earliest, 0
         while True:
-            moved = self._next_fixed(fixed, time)
+            moved = self._next_fixed(obstacles, alternates, time)
             if moved > time:
                 time = moved
                 continue
@@ -199,14 +192,32 @@ class Tables:
         """Whether an op finds no room for its flexible resources even on an idle chip."""
         return self._choose(flexible, [self.choices(item) for item in flexible], 0)[0] is None
 
+    def _in_the_way(self, template: Template, earliest: int) -> tuple[list[_Obstacle], list[_Alternate]]:
+        """The tables of fixed bookings that have intervals after `earliest`; all others are free from there on."""
+        obstacles: list[_Obstacle] = []
+        alternates: list[_Alternate] = []
+        for key, start, end in template.fixed:
+            if key[-1] == ALTERNATE:
+                even, odd = self[*key[:-1], 0], self[*key[:-1], 1]
+                if any(table.ends and table.ends[-1] > earliest + start for table in (even, odd)):
+                    alternates.append(_Alternate(even, odd, start, end))
+                continue
+            for booked in booked_keys(key, start):
+                table = self.tables.get(booked)
+                if table is not None and table.ends and table.ends[-1] > earliest + start:
+                    obstacles.append((table.starts, table.ends, start, end))
+        return obstacles, alternates
+
     @staticmethod
-    def _next_fixed(fixed: list[_Fixed], time: int) -> int:
+    def _next_fixed(obstacles: list[_Obstacle], alternates: list[_Alternate], time: int) -> int:
         """`time`, or where the latest of the bookings in the way ends."""
         latest = time
-        for item in fixed:
-            free = item.free_from(time)
-            if free > latest:
-                latest = free
+        for starts, ends, start, end in obstacles:  # as Table.free_from
+            index = bisect_left(starts, time + end)
+            if index and ends[index - 1] > time + start:
+                latest = max(latest, ends[index - 1] - start)
+        for item in alternates:
+            latest = max(latest, item.free_from(time))
         return latest
 
     @staticmethod
