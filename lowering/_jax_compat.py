@@ -22,6 +22,11 @@ CONCRETE_ARRAY: type = getattr(array, "ArrayImpl", jax.Array)
 """The class of arrays with contents, as opposed to tracers."""
 
 
+def is_concrete(x: Any) -> bool:
+    """Whether x is an array of JAX with contents."""
+    return type(x) is CONCRETE_ARRAY
+
+
 def enable_x64() -> Any:
     """Context in which traced code may use 64-bit types."""
     return jax.enable_x64(True)

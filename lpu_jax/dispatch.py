@@ -67,9 +67,8 @@ class WholeCalls:
 
 def _key(leaf: Any) -> AvalKey | None:
     """As `arguments.aval_key`, with the least work for arrays of JAX; None for what the long way may refuse."""
-    if type(leaf) is compat.CONCRETE_ARRAY:
-        array: Any = leaf
-        return array.shape, array.dtype, array.weak_type
+    if compat.is_concrete(leaf):
+        return leaf.shape, leaf.dtype, leaf.weak_type
     try:
         return arguments_of.aval_key(leaf)
     except (LpuError, TypeError):
@@ -156,6 +155,6 @@ def _may_hold(traced: Traced, call: FlatCall) -> bool:
     """Whether a call has resident arguments that can be kept: arrays of JAX, and no loop whose turns are counted."""
     first = len(traced.captured)
     resident = [call.leaves[i - first] for i in traced.resident_inputs if i >= first]
-    are_arrays = all(type(leaf) is compat.CONCRETE_ARRAY for leaf in resident)
+    are_arrays = all(compat.is_concrete(leaf) for leaf in resident)
     is_plain = not call.statics and not is_traced(call.leaves) and not is_traced(traced.captured)
     return bool(traced.resident_inputs) and are_arrays and is_plain and not traced.lower().loops

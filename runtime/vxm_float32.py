@@ -111,7 +111,7 @@ def _quotient(a: Array, b: Array) -> Array:
     return canonical_nan(jnp, _flush(quotient(jnp, a, b)))
 
 
-_FORMS: dict[str, Callable[[list[Array], bool], Array]] = {
+_FORMS: dict[str, Callable[[Sequence[Array], bool], Array]] = {
     "add": lambda x, has_constant: _sum(x[0], x[1], has_constant),
     "sub": lambda x, has_constant: _sum(x[0], -x[1], has_constant),
     "mul": lambda x, _: _product(x[0], x[1]),
