@@ -24,6 +24,7 @@ from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
+    MatMulInput,
     MemoryInput,
     MemoryOutput,
     PermuteOp,
@@ -195,6 +196,12 @@ def _cut(op: TileOp) -> list[TileOp]:
     return [select_vectors(op, np.arange(start, stop)) for start, stop in itertools.pairwise(edges)]
 
 
+def _has_products(block: TileBlock) -> bool:
+    """Whether loads and sums have to find room; chains alone fill their streams best in long runs."""
+    inputs = (item for op in block.ops if isinstance(op, ChainOp) for item in op.inputs)
+    return any(isinstance(item, MatMulInput) for item in inputs)
+
+
 def _is_divisible(op: TileOp) -> bool:
     """Whether the parts of an op cost no more than the whole: products would load their weights again."""
     if isinstance(op, ChainOp):
@@ -231,7 +238,8 @@ class _Work:
 
 def _work(allocated: AllocatedGraph, block: TileBlock) -> _Work:
     memory = MemoryAccess(allocated, block)
-    fitted = [fitting for op in block.ops for part in _cut(op) for fitting in _fit(memory, part)]
+    parts = [part for op in block.ops for part in _cut(op)] if _has_products(block) else block.ops
+    fitted = [fitting for op in parts for fitting in _fit(memory, op)]
     block, templates = dataclasses.replace(block, ops=tuple(op for op, _ in fitted)), [t for _, t in fitted]
     before = dependencies(allocated, block)
     after: list[list[int]] = [[] for _ in block.ops]

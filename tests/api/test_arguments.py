@@ -51,12 +51,12 @@ def test_dynamic_shapes():
 
 def test_all_unsupported_primitives_are_listed_with_their_lines():
     def model(x):
-        return jnp.linalg.cholesky(jnp.cumsum(x, 0)) + jax.lax.fft(x, "RFFT", (4,)).real.sum()
+        return jnp.linalg.eigh(jnp.cumsum(x, 0))[1] + jax.lax.fft(x, "RFFT", (4,)).real.sum()
 
     with pytest.raises(NotImplementedError, match="no LPU lowering") as caught:
         lpu(model)(jnp.ones((4, 4)))
     assert isinstance(caught.value, lpu_jax.UnsupportedPrimitiveError)
-    for text in ("'cholesky'", "'fft'", "test_arguments.py", "register_lowering"):
+    for text in ("'eigh'", "'fft'", "test_arguments.py", "register_lowering"):
         assert text in str(caught.value)
 
 
