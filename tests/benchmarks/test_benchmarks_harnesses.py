@@ -61,6 +61,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert f"{len(chosen)} of " in harnesses.page(both, "command")
 
 
+def test_a_group_counts_with_all_its_harnesses():
+    large, small = ("scatter_add", "pass"), ("svd", "host")
+    results = [harnesses.Result("", group, True, outcome, "", 0.0) for group, outcome in (large, small, small)]
+    assert 0.9 < harnesses.native_share(results) < 1
+
+
 def test_every_beginning_of_a_run_has_its_share_of_every_group():
     order = harnesses.interleaved({"many": list(range(8)), "few": [8, 9]})
     assert sorted(order) == list(range(10))
