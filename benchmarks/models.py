@@ -2,7 +2,8 @@
 
 Times are CPU time of one process, the programs taking turns; ratios are of medians. The weights are resident arrays, so
 that they are laid out at the first call, which is not part of the times. Compile time is from the trace to the program,
-per equation of its graph, loop bodies counted once. Data movement is what the report calls so (lpu_jax/report/movement.py).
+per equation of its graph, loop bodies counted once. Data movement is what the report calls so
+(lpu_jax/report/movement.py).
 
 Usage: python benchmarks/models.py [--only NAME ...] [--parts runtime dispatch compile movement] [--rounds 9]
          [--markdown PATH] [--resnet50]
