@@ -111,10 +111,10 @@ def explain(actual: np.ndarray, xla: np.ndarray, real: np.ndarray | None, *, is_
     if is_norm or reference is wide:
         sizes = np.full_like(sizes, sizes.max(initial=0))
     scale = np.maximum(sizes, 2.0**-126 / epsilon * 2)
-    own = np.where(is_finite, np.abs(wide - reference) / scale, 0).max(initial=0)
-    allowed = (2 * own if reference is not wide else 64 * epsilon) + epsilon
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # infinities of one sign
+        own = np.where(is_finite, np.abs(wide - reference) / scale, 0).max(initial=0)
         error = np.abs(actual.astype(np.float64) - reference) / scale
+    allowed = (2 * own if reference is not wide else 64 * epsilon) + epsilon
     bad = ~same & ~(is_finite & (error <= allowed))
     if not bad.any():
         return ""
