@@ -34,7 +34,7 @@ from lpu_jax.lowering.tile_ir import (
     num_parts,
 )
 from lpu_jax.runtime.chip import ChipSpec
-from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.runtime.errors import ChipLimitError, ScheduleError
 from lpu_jax.runtime.progress import progress
 
 LATER = 128
@@ -211,12 +211,13 @@ def _is_divisible(op: TileOp) -> bool:
 
 
 def _fit(memory: MemoryAccess, op: TileOp) -> list[tuple[TileOp, Template]]:
-    """The template of an op; an op that would read and write one bank in the same cycles is done in halves."""
+    """The template of an op; an op that would read and write one bank in the same cycles, or hold an operand for too
+    long while others are read, is done in halves."""
     count = num_parts(op)
     try:
         template = chain_template(memory, op) if isinstance(op, ChainOp) else sxm_template(memory, op)
         return [(op, template)]
-    except ScheduleError:
+    except (ScheduleError, ChipLimitError):
         if count == 1:
             raise
         parts = (np.arange(count // 2), np.arange(count // 2, count))

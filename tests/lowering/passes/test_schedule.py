@@ -4,14 +4,16 @@ import dataclasses
 
 import pytest
 from families import FAMILIES, build
-from helpers import Sketch
+from helpers import Sketch, assert_agrees
 
 from lpu_jax.chips import groqchip1, tiny
+from lpu_jax.lowering.passes import schedule as passes
 from lpu_jax.lowering.passes.place import place
 from lpu_jax.lowering.passes.schedule import schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.pipeline import compile_graph
-from lpu_jax.runtime.errors import ScheduleError
+from lpu_jax.lowering.tile_ir import MemoryInput
+from lpu_jax.runtime.errors import ChipLimitError, ScheduleError
 from lpu_jax.runtime.ops import Broadcast
 
 
@@ -133,3 +135,30 @@ def test_blocks_last_until_their_last_write():
             last = max(op.time_zero + op.template.last_cycle() for op in block.ops)
             assert block.period_cycles == last + tiny.mem_write_cycles
             assert min(op.time_zero + op.template.first_cycle() for op in block.ops) >= 0
+
+
+def test_an_op_whose_operands_would_wait_too_long_is_done_in_halves(monkeypatch):
+    s = Sketch(seed=3)
+    graph = s.build((s.fn("add", s.random((8, 4)), s.random((8, 4))),))
+    real = passes.chain_template
+
+    def limited(memory, op):
+        if op.num_vectors > 2:
+            raise ChipLimitError("an operand waits too long")
+        return real(memory, op)
+
+    monkeypatch.setattr(passes, "chain_template", limited)
+    assert {op.op.num_vectors for op in compile_graph(graph, tiny).schedule.blocks[0].ops} == {2}
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_long_ops_are_done_in_parts_beside_products_and_whole_without():
+    for with_product in (True, False):
+        s = Sketch(seed=4)
+        doubled = s.fn("add", x := s.random((1, 200, 4)), x)
+        result = s.matmul(s.fn("to_fp16", doubled, dtype="float16"), s.random((1, 4, 3), "float16"))
+        graph = s.build((doubled, result) if with_product else (doubled,))
+        ops = compile_graph(graph, groqchip1).schedule.blocks[0].ops
+        counts = [o.op.num_vectors for o in ops if o.op.inputs and isinstance(o.op.inputs[0], MemoryInput)]
+        assert sum(counts) >= 200
+        assert (max(counts) < 2 * passes.MAX_RUN) == with_product
