@@ -1,9 +1,11 @@
 """Elementwise work in front of moves: moves go outward and back, and rows are found where they lie densely."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 
 from lpu_jax.lowering.rules.views import Moved
 from lpu_jax.runtime.ops import Reshape, Slice, Transpose
@@ -72,3 +74,17 @@ def test_values_without_moves_and_slices():
     assert part.outward(Arrays, np.zeros((2, 6, 4))).shape == (2, 3, 4)
     with pytest.raises(AssertionError):
         part.inward(Arrays, np.zeros((2, 3, 4)))
+
+
+def test_joined_operands_of_a_product_are_scaled_and_narrowed_part_by_part(lowered):
+    a, b, w = np.ones((1, 4), np.float32), np.ones((1, 8), np.float32), np.ones((12, 3), np.int8)
+
+    def product(a, b, w):
+        joined = jnp.concatenate([a, b], axis=1)
+        return lax.dot_general(joined, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    graph = lowered(product, a, b, w)
+    kinds = [getattr(e.op, "function", type(e.op).__name__) for e in graph.equations]
+    assert kinds.count("to_fp16") == 2
+    last = len(kinds) - 1 - kinds[::-1].index("to_fp16")
+    assert "Concatenate" in kinds[last:]  # what is joined at the end is narrow
