@@ -332,13 +332,16 @@ def _search(
 
 
 def _order(storage: Storage, live: tuple[int, int], is_written: bool) -> tuple[object, ...]:
-    """Weights and tables first (those that must stay in one bank, then by size), then other large values and those
-    bound to a column, then the rest as it becomes live."""
+    """Weights and tables first (those that must stay in one bank, then by size), then maps, as they keep out of the
+    slices of what is distributed, then other large values and those bound to a column, then the rest as it becomes
+    live."""
     if storage.resident and (storage.plane is not None or storage.interleave > 1):
         return (0, not is_written, -storage.num_addresses, storage.id)
+    if storage.column == "maps":
+        return (1, storage.id)
     if storage.column or (storage.interleave > 1 and storage.num_iterations > 1):
-        return (1, -storage.num_addresses, storage.id, 0)
-    return (2, live[0], storage.id, 0)
+        return (2, -storage.num_addresses, storage.id)
+    return (3, live[0], storage.id)
 
 
 def resident_bytes(tiles: TileGraph) -> int:

@@ -15,12 +15,18 @@ from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_storage import SPREADS
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.lowering.tile_ir import (
+    ChainOp,
     GatherInput,
+    InputRef,
     MatMulInput,
     MemoryInput,
     MemoryOutput,
     PermuteOp,
+    Step,
+    StepRef,
     Storage,
+    SxmUnit,
+    TileBlock,
     TransposeOp,
 )
 from lpu_jax.runtime.chip import Hemisphere
@@ -217,3 +223,25 @@ def test_tighter_spreads_cut_less_and_fill_more_evenly():
     assert [s.unevenness for s in SPREADS] == sorted((s.unevenness for s in SPREADS), reverse=True)
     assert [s.max_piece for s in SPREADS] == sorted(s.max_piece for s in SPREADS)
     assert SPREADS[-1].unevenness == 0
+
+
+def test_maps_find_a_slice_beside_values_that_could_fill_all_of_them():
+    """Three results of a loop, 16 slices each, go to one distributor, which reads its map in the same cycles."""
+    values = [Storage(i, 252, DataFormat.FP32, Hemisphere.WEST, interleave=4, num_iterations=3) for i in range(3)]
+    maps = Storage(3, 1, DataFormat.UINT8, Hemisphere.WEST, resident=True, column="maps")
+    result = Storage(4, 252, DataFormat.FP32, Hemisphere.WEST)
+    sources = np.array([[i, 0] for i in range(3)])
+    targets = np.array([[4, i] for i in range(3)])
+    maps_of = np.array([[3, 0]] * 3)
+    op = PermuteOp(sources, maps_of, targets, DataFormat.FP32, Hemisphere.WEST, unit=SxmUnit.DISTRIBUTOR)
+    graph = Sketch().build(())
+    empty = tile(graph, groqchip1)
+    rows = [np.stack([np.full(252, i), np.arange(252)], axis=1) for i in range(5)]
+    read_at_once = tuple(MemoryInput(refs, DataFormat.FP32) for refs in rows[:3])
+    steps = Step("add", (InputRef(0), InputRef(1))), Step("add", (StepRef(0), InputRef(2)))
+    chain = ChainOp(252, read_at_once, steps, (MemoryOutput(1, rows[4], DataFormat.FP32),), "", "")
+    block = TileBlock((op, chain), 3, frozenset(range(3)))
+    tiles = dataclasses.replace(empty, storages=(*values, maps, result), blocks=(block,))
+    places = place(tiles).places
+    for value in places[:3]:
+        assert places[3].slices[0] not in value.slices
