@@ -221,9 +221,10 @@ def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> t
     """
     is_next = (np.diff(refs[:, 0]) == 0) & (np.diff(refs[:, 1]) == 1)
     edges = [0, *(np.nonzero(~is_next)[0] + 1).tolist(), len(refs)]
-    if len(edges) > 2 and (product.rhs_format.is_block or (len(edges) - 1) * _MIN_RUN > len(refs)):
-        return None
     integer = product.lhs_format is product.rhs_format is DataFormat.INT8
+    rounds = builder.chip.accumulation != "exact" and not integer  # once per tile, so that a tile must not be cut
+    if len(edges) > 2 and (rounds or product.rhs_format.is_block or (len(edges) - 1) * _MIN_RUN > len(refs)):
+        return None
     homes = []
     for start, stop in itertools.pairwise(edges):
         home, first = builder.storages[refs[start, 0]], int(refs[start, 1])

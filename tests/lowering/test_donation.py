@@ -8,6 +8,7 @@ from helpers import assert_same_bits
 
 from lpu_jax.lowering.lower import lower_jaxpr
 from lpu_jax.lowering.pipeline import compile_graph
+from lpu_jax.lowering.tile_ir import ChainOp
 from lpu_jax.runtime.chip import TINY
 from lpu_jax.runtime.execute import execute
 
@@ -92,6 +93,19 @@ def test_a_product_of_the_old_content_may_be_asked_for_late():
         return c + jnp.sum(jnp.flip(y, 0)[:1].astype(np.float32)) + jnp.sum(product), y
 
     assert is_in_place(run(body, stack_of(32).astype(np.float16)))
+
+
+def test_elements_are_replaced_in_place_by_one_chain():
+    """Only those who read the old content are emitted before the update; what the update is made of is not."""
+
+    def body(c, x):
+        product = jax.lax.dot(jnp.ones((1, 32), np.float16), x, preferred_element_type=jnp.float32)
+        return c + jnp.sum(product), jnp.where(np.arange(16) == 3, c.astype(np.float16), x)
+
+    compiled = run(body, stack_of(32).astype(np.float16))
+    assert is_in_place(compiled)
+    ops = [op for block in compiled.tile_graph.blocks for op in block.ops if isinstance(op, ChainOp)]
+    assert any({"mask", "mask_bar", "or"} <= {step.function for step in op.steps} for op in ops)
 
 
 @pytest.mark.parametrize("name", ["backwards", "shift_up", "shift_down", "own_reader"])

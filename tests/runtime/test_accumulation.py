@@ -73,6 +73,20 @@ def test_machine_and_runtime_agree_in_mode_tile_and_differ_from_exact():
     assert (np.asarray(fast.execute(graph, [x, w])[0]) != on_machine[0]).any()
 
 
+def test_weights_in_runs_of_rows_are_rounded_in_the_tiles_of_the_runtime():
+    """Rows 96 .. 191, then 0 .. 95: one tile of 160 rows and one of 32, not two of 96."""
+
+    def function(x, w):
+        swapped = jnp.concatenate([w[96:], w[:96]])
+        return jax.lax.dot_general(x, swapped, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    x, w = operands("fp16", "fp16", (30, 192, 5))
+    graph = lower_jaxpr(jax.make_jaxpr(function)(x, w))
+    (on_machine,), _ = compile_graph(graph, dataclasses.replace(GROQCHIP1, accumulation="tile")).simulate([x, w])
+    np.testing.assert_array_equal(on_machine, fast.execute(graph, [x, w], fast.Mode("tile"))[0])
+    assert (np.asarray(fast.execute(graph, [x, w])[0]) != on_machine).any()
+
+
 def test_narrow_weights_take_the_bits_of_the_runtime_and_fewer_cycles():
     def function(x, w):
         y = jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
