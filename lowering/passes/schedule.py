@@ -42,7 +42,7 @@ LATER = 128
 not find a gap between results. Only long runs of sums are read at once, as they empty the accumulators."""
 NOW = 2**40
 MAX_RUN = 32
-"""An op of at least twice as many vectors is scheduled in parts of this size."""
+"""An op of at least twice as many vectors is scheduled in equal parts of so many or a few more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,6 @@ follows them, moves become views where vectors stay whole. Cost: O(vectors) plus
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -303,7 +302,8 @@ class Tiler:
         if value not in self.pending:
             return None
         if value not in self.windows:
-            self.windows[value] = self._mirrored(find_windows(self.pending[value], self.chip.num_lanes))
+            found = find_windows(self.pending[value], self.chip.num_lanes)
+            self.windows[value] = found and found.mirrored(self.builder)
         return self.windows[value]
 
     def segments_of(self, value: int, max_segments: int) -> Windows | None:
@@ -311,15 +311,8 @@ class Tiler:
         windows = self.windows_of(value)
         if windows is not None or value not in self.pending:
             return windows
-        return self._mirrored(find_windows(self.pending[value], self.chip.num_lanes, max_segments))
-
-    def _mirrored(self, windows: Windows | None) -> Windows | None:
-        """Windows with their second place if all their vectors have one."""
-        if windows is None:
-            return None
-        (refs,) = windows.refs
-        other = self.builder.mirrored(refs.reshape(-1, 2))
-        return windows if other is None else dataclasses.replace(windows, refs=(refs, other.reshape(refs.shape)))
+        found = find_windows(self.pending[value], self.chip.num_lanes, max_segments)
+        return found and found.mirrored(self.builder)
 
     def close_all(self) -> None:
         """Emits every open chain, oldest first."""

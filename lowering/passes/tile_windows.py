@@ -12,11 +12,15 @@ does not matter.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_moves import ANY_LANE, code_lanes, code_refs, refs_codes
 from lpu_jax.lowering.tile_ir import IntArray, num_tiles
+
+if TYPE_CHECKING:
+    from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +39,12 @@ class Windows:
     def num_segments(self) -> int:
         """Vectors that hold one row."""
         return len(self.edges) - 1
+
+    def mirrored(self, builder: StorageBuilder) -> Windows:
+        """The same rows with their second place if all their vectors have one."""
+        (refs,) = self.refs
+        other = builder.mirrored(refs.reshape(-1, 2))
+        return self if other is None else dataclasses.replace(self, refs=(refs, other.reshape(refs.shape)))
 
     def codes(self, shape: tuple[int, ...]) -> IntArray:
         """Where every element is in the first place; for rows of one segment."""
