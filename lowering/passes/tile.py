@@ -279,7 +279,8 @@ class Tiler:
         aval = self.graph.avals[value]
         places = self.builder.allocate(aval, False, self.demand.get(value, Demand()), name=f"%{value}")
         refs = tuple(view.refs[:, None] for view in places)
-        windows = Windows(refs, np.frombuffer(domain.offsets, np.int64)[:, None], (0, aval.shape[-1]))
+        offsets, size = np.frombuffer(domain.offsets, np.int64)[:, None], aval.shape[-1]
+        windows = Windows(refs, offsets, (0, size), (size,))
         self.windows[value], self.pending[value] = windows, windows.codes(aval.shape)
         return places
 
@@ -302,8 +303,7 @@ class Tiler:
         if value not in self.pending:
             return None
         if value not in self.windows:
-            found = find_windows(self.pending[value], self.chip.num_lanes)
-            self.windows[value] = found and found.mirrored(self.builder)
+            self.windows[value] = self._find_windows(value, 1)
         return self.windows[value]
 
     def segments_of(self, value: int, max_segments: int) -> Windows | None:
@@ -311,7 +311,11 @@ class Tiler:
         windows = self.windows_of(value)
         if windows is not None or value not in self.pending:
             return windows
-        found = find_windows(self.pending[value], self.chip.num_lanes, max_segments)
+        return self._find_windows(value, max_segments)
+
+    def _find_windows(self, value: int, max_segments: int) -> Windows | None:
+        zero = self.builder.zero(self.graph.avals[value].dtype)
+        found = find_windows(self.pending[value], self.chip.num_lanes, zero, max_segments)
         return found and found.mirrored(self.builder)
 
     def close_all(self) -> None:

@@ -92,8 +92,7 @@ def _build_pieces(
         left = Pieces(number.reshape(-1), pieces.sources[~alone], pieces.maps[~alone])
         wanted = [target[order] for target in targets]
         if not targets:
-            storage = builder.new_storage(len(order), data_format, builder.next_hemisphere(), name="merged")
-            wanted = [builder.whole(storage, len(order))]
+            wanted = [builder.pieces(len(order), data_format, builder.next_hemisphere(), "merged")]
         ops += merged(builder, left, len(order), wanted, data_format, label)
         refs[order] = wanted[0]
     return ops, refs

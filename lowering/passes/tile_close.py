@@ -137,12 +137,11 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
         own = {int(s) for s in np.unique(item.refs[:, 0]) if not builder.storages[int(s)].skewed}
         if own & seen:
             unique, inverse = np.unique(item.refs, axis=0, return_inverse=True)
-            storage = builder.new_storage(len(unique), item.format, builder.next_hemisphere(), name="operand copy")
-            target = builder.whole(storage, len(unique))
+            target = builder.pieces(len(unique), item.format, builder.next_hemisphere(), "operand copy")
             view, copy = (View((len(unique),), True, refs) for refs in (unique, target))
             copies += copy_ops(builder, view, [copy], item.format, (op.source, op.name))
             inputs[index] = MemoryInput(target[inverse.reshape(-1)], item.format)
-            own = {storage}
+            own = set(np.unique(target[:, 0]).tolist())
         seen |= own
     return copies, dataclasses.replace(op, inputs=tuple(inputs))
 

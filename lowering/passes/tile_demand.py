@@ -19,9 +19,11 @@ from lpu_jax.runtime.ops import (
     HostCall,
     LaneReduce,
     MatMul,
+    Pad,
     Reshape,
     Scan,
     ScatterRows,
+    Slice,
     While,
 )
 
@@ -29,7 +31,9 @@ Ask = Callable[[object, Demand | None], None]
 """Merges a demand into what is known of a value."""
 
 _FEW_ROWS = 16
-"""Rows of so few can be multiplied segment by segment (`tile_windows`)."""
+"""Rows of so few can be multiplied segment by segment (`tile_windows`), however short segments are."""
+MIN_SEGMENT = 16
+"""Segments of fewer lanes are brought together: the transposers take so many vectors at once."""
 
 _DIRECT = (MatMul, LaneReduce, GatherRows, ScatterRows, Scan, While, HostCall, Elementwise)
 
@@ -110,9 +114,16 @@ def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Dem
 
 
 def _is_of_segments(equation: Equation, shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
-    """Whether the rows of a result are put together from whole rows of its operands, which then stay where they are."""
-    if not shape or any(not s or s[-1] == shape[-1] for s in shapes) or num_rows(shape) > _FEW_ROWS:
+    """Whether the rows of a result are cut from, or made of, rows of its operands that stay where they are."""
+    if not shape or any(not s or s[-1] == shape[-1] for s in shapes):
         return False
-    if isinstance(equation.op, Concatenate):
-        return equation.op.axis == len(shape) - 1
+    if num_rows(shape) > _FEW_ROWS and any(s[-1] < MIN_SEGMENT for s in shapes):
+        return False
+    op = equation.op
+    if isinstance(op, Concatenate):
+        return op.axis == len(shape) - 1
+    if isinstance(op, Slice):
+        return op.stride[-1] == 1 and shape[-1] > 1
+    if isinstance(op, Pad):
+        return op.low[-1] == 0 and op.value == 0 and shapes[0][-1] > 1
     return isinstance(equation.op, Reshape) and shape[-1] % shapes[0][-1] == 0 and shapes[0][-1] > 1

@@ -14,12 +14,14 @@ import numpy as np
 from lpu_jax.lowering.passes.tile_build import build_vectors
 from lpu_jax.lowering.passes.tile_close import copy_ops
 from lpu_jax.lowering.passes.tile_moves import (
+    ANY_LANE,
     FILL,
     UNUSED,
     code_refs,
     distinct_rows,
     keeps_vectors,
     move_codes,
+    refs_codes,
     vector_grid,
     vector_indices,
     view_codes,
@@ -149,8 +151,8 @@ def _grid(tiler: Tiler, codes: IntArray, aval: Aval, splat: bool) -> IntArray:
     grid = np.where(spread_rows[:, None], first, grid)
     empty = np.asarray((grid < 0).all(axis=1))
     if empty.any():
-        zero = tiler.builder.constant(np.zeros((1,), aval.dtype), True)[0]
-        grid = np.where(empty[:, None], view_codes(zero, tiler.chip.num_lanes), grid)
+        zero = refs_codes(tiler.builder.zero(aval.dtype)[None]) + ANY_LANE
+        grid = np.where(empty[:, None], zero, grid)
     return grid
 
 

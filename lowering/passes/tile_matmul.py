@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, ProductSource
+from lpu_jax.lowering.passes.tile_demand import MIN_SEGMENT
 from lpu_jax.lowering.passes.tile_reduce import tile_lane_reduce
 from lpu_jax.lowering.passes.tile_storage import FORMATS
 from lpu_jax.lowering.passes.tile_windows import Windows, whole_rows
 from lpu_jax.lowering.tile_ir import InputRef, IntArray, num_rows, num_tiles
-from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.errors import NumberFormatError
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Equation, LaneReduce, MatMul
@@ -52,7 +54,7 @@ def tile_matmul(tiler: Tiler, equation: Equation, op: MatMul) -> None:
     places, first_columns = _weights(tiler, rhs)
     vectors = batches * tiler.graph.avals[rhs].shape[1]
     rhs_refs = [refs.reshape(vectors, -1, 2) for refs in places]
-    activations = _activations(tiler, lhs, _rows_per_load(tiler.chip, op.rhs_format))
+    activations = _activations(tiler, lhs, op.lhs_format, op.rhs_format, columns)
     product = ProductSource(
         lhs=activations,
         lhs_format=op.lhs_format,
@@ -73,27 +75,42 @@ def _rows_per_load(chip: ChipSpec, rhs_format: DataFormat) -> int:
     return chip.num_mxm_rows if rhs_format.is_block else chip.num_streams_per_load // rhs_format.num_bytes
 
 
-def _activations(tiler: Tiler, value: int, rows_per_load: int) -> Windows:
+def _activations(tiler: Tiler, value: int, lhs_format: DataFormat, rhs_format: DataFormat, columns: int) -> Windows:
     """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""
-    shape = tiler.shape(value)
-    windows = tiler.segments_of(value, _max_segments(tiler.chip, shape))
-    if windows is not None:
-        loaded = -(-np.diff(windows.edges) // rows_per_load) * rows_per_load
+    chip, shape = tiler.chip, tiler.shape(value)
+    rows_per_load = _rows_per_load(chip, rhs_format)
+    most = 1 if chip.accumulation != "exact" else max(2 * num_tiles(shape, chip.num_lanes), shape[-1] // MIN_SEGMENT)
+    windows = tiler.segments_of(value, most)
+    if windows is not None and _is_worth_it(chip, windows, num_rows(shape), (lhs_format, rhs_format), columns):
+        loaded = -(-np.array(windows.sizes) // rows_per_load) * rows_per_load
         is_aligned = all(edge % rows_per_load == 0 for edge in windows.edges[:-1])
-        if is_aligned and int((windows.offsets + loaded).max()) <= tiler.chip.num_mxm_rows:
+        if is_aligned and int((windows.offsets + loaded).max()) <= chip.num_mxm_rows:
             return windows
-    return whole_rows(tuple(view.refs for view in tiler.lanes_views(value)), shape, tiler.chip.num_lanes)
+    return whole_rows(tuple(view.refs for view in tiler.lanes_views(value)), shape, chip.num_lanes)
 
 
-def _max_segments(chip: ChipSpec, shape: tuple[int, ...]) -> int:
-    """Segments of a row [..., K] that are multiplied one by one sooner than the SXM has brought them together.
+def _is_worth_it(
+    chip: ChipSpec, windows: Windows, rows: int, formats: tuple[DataFormat, DataFormat], columns: int
+) -> bool:
+    """Whether to multiply segments one by one takes no longer than to have the SXM bring them together first.
 
-    Sums that are rounded tile by tile have the tiles of the chip.
+    More segments cost multiplications, once per column tile; joined, each takes its turn in one of two permuters.
     """
-    tiles = num_tiles(shape, chip.num_lanes)
-    if chip.accumulation != "exact":
-        return 1
-    return max(2 * tiles, tiles + chip.sxm_permute_cycles // max(num_rows(shape), chip.mxm_install_interval_cycles))
+    size, count = windows.edges[-1], windows.num_segments
+    tiles = -(-size // chip.num_lanes)
+    if count <= 2 * tiles:
+        return True
+    lhs_format, rhs_format = formats
+    planes = 2 * chip.num_planes / chip.planes_per_tile(rhs_format.significand_bytes)
+
+    def cycles(sizes: Sequence[int]) -> float:
+        bytes_of = lhs_format.significand_bytes, rhs_format.significand_bytes
+        each = [max(rows * chip.cycles_per_vector(n, *bytes_of), chip.mxm_install_interval_cycles) for n in sizes]
+        return sum(each) * max(1.0, num_tiles((columns,), chip.num_lanes) / planes)
+
+    joined = cycles([min(chip.num_lanes, size - start) for start in range(0, size, chip.num_lanes)])
+    moves = chip.sxm_permute_cycles + rows * count * lhs_format.num_bytes / len(Hemisphere)
+    return cycles(windows.sizes) <= joined + moves
 
 
 def _weights(tiler: Tiler, value: int) -> tuple[tuple[IntArray, ...], IntArray | None]:
@@ -112,12 +129,13 @@ def tile_reduction(tiler: Tiler, equation: Equation, op: LaneReduce) -> None:
     shape = tiler.graph.avals[operand].shape
     rows = num_rows(shape)
     if op.function == "sum":
-        activations = _activations(tiler, operand, tiler.chip.num_streams_per_load)
+        lhs_format = FORMATS[tiler.graph.avals[operand].dtype]
+        activations = _activations(tiler, operand, lhs_format, DataFormat.INT8, 1)
         product = ProductSource(
             lhs=activations,
-            lhs_format=FORMATS[tiler.graph.avals[operand].dtype],
+            lhs_format=lhs_format,
             rhs=None,
-            rhs_format=FORMATS["int8"],
+            rhs_format=DataFormat.INT8,
             mirror=None,
             num_batches=1,
             num_rows=rows,

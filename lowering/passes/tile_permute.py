@@ -6,7 +6,7 @@ import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
 from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
-from lpu_jax.lowering.passes.tile_storage import StorageBuilder, longest_piece
+from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import (
     InputRef,
     IntArray,
@@ -57,22 +57,12 @@ def nearest(builder: StorageBuilder, sources: IntArray, sides: IntArray | Hemisp
     return np.where((builder.sides(sources) == sides)[:, None], sources, other)
 
 
-def landing_on(builder: StorageBuilder, count: int, side: Hemisphere, data_format: DataFormat) -> IntArray:
-    """New places in a hemisphere."""
-    refs = np.zeros((count, 2), np.int64)
-    longest = longest_piece(builder.chip)
-    for start in range(0, count, longest):
-        size = min(longest, count - start)
-        refs[start : start + size] = builder.whole(builder.new_storage(size, data_format, side, name="moved"), size)
-    return refs
-
-
 def landing(builder: StorageBuilder, sources: IntArray, data_format: DataFormat) -> IntArray:
     """New places in the hemispheres of the sources."""
     refs, sides = np.zeros_like(sources), builder.sides(sources)
     for side in Hemisphere:
         here = np.nonzero(sides == side)[0]
-        refs[here] = landing_on(builder, len(here), side, data_format)
+        refs[here] = builder.pieces(len(here), data_format, side, "moved")
     return refs
 
 
@@ -190,10 +180,8 @@ class _Merger:
         if is_last:
             outputs = [(last, target, self.raw) for target in self.targets]
         else:
-            storage = self.builder.new_storage(
-                len(layer), self.data_format, self.builder.next_hemisphere(), name="merged"
-            )
-            self.merged = self.builder.whole(storage, len(layer))
+            side = self.builder.next_hemisphere()
+            self.merged = self.builder.pieces(len(layer), self.data_format, side, "merged")
             outputs = [(last, self.merged, self.raw)]
         self.waiting = []
         return list(split_sides(self.builder, chain_op(inputs, steps, outputs, self.label)))

@@ -12,6 +12,7 @@ import numpy as np
 from lpu_jax.lowering.passes.tile_chain import OpenChain, ProductSource
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, copy_ops, split_sides
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
+from lpu_jax.lowering.passes.tile_windows import Windows
 from lpu_jax.lowering.tile_ir import (
     ChainInput,
     ChainOp,
@@ -194,18 +195,20 @@ def _places(
     return [found]
 
 
-def _tile_rows(first: int, stop: int, edges: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(K tile, first row in it, number of rows) of rows first .. stop - 1 of K; tile k begins at row edges[k]."""
+def _tile_rows(first: int, stop: int, lhs: Windows) -> list[tuple[int, int, int]]:
+    """(K tile, first row in it, number of rows) of rows first .. stop - 1 of K; padding of activations is left out."""
+    edges = lhs.edges
     cuts = sorted({first, stop, *(edge for edge in edges if first < edge < stop)})
     tiles = [bisect.bisect_right(edges, cut) - 1 for cut in cuts[:-1]]
-    return [(k, a - edges[k], b - a) for k, (a, b) in zip(tiles, itertools.pairwise(cuts), strict=True)]
+    parts = [(k, a - edges[k], b - a) for k, (a, b) in zip(tiles, itertools.pairwise(cuts), strict=True)]
+    return [(k, lane, min(count, lhs.sizes[k] - lane)) for k, lane, count in parts if lane < lhs.sizes[k]]
 
 
 def _ones(builder: StorageBuilder, product: ProductSource) -> list[tuple[_Home, ...]]:
     """Weights of ones in one plane, or in several if there are many rows to share."""
     planes = [(side, plane) for plane in range(builder.chip.num_planes) for side in Hemisphere]
     count = min(len(planes), product.num_rows // _ROWS_PER_PLANE)
-    rows = _tile_rows(0, product.contracting, product.lhs.edges)
+    rows = _tile_rows(0, product.contracting, product.lhs)
     places: list[tuple[_Home, ...]] = []
     for side, plane in planes[:count] if count > 1 else [builder.next_plane()]:
         storage = builder.ones_weights(side, plane)
@@ -231,10 +234,10 @@ def _homes(builder: StorageBuilder, product: ProductSource, refs: IntArray) -> t
         if home.plane is None or first % home.interleave or start % home.interleave:
             return None
         if product.rhs_format.is_block:
-            rows = _tile_rows(0, product.contracting, product.lhs.edges)
+            rows = _tile_rows(0, product.contracting, product.lhs)
             offsets = [k * product.rhs_format.num_words(builder.chip.num_lanes) for k, _, _ in rows]
         else:
-            rows = _tile_rows(start, stop, product.lhs.edges)
+            rows = _tile_rows(start, stop, product.lhs)
             if len(edges) > 2 and integer:
                 rows.sort(key=lambda row: row[2])  # short loads first: installs need an interval
             offsets = [product.lhs.edges[k] + lane - start for k, lane, _ in rows]
@@ -288,10 +291,9 @@ def _activations(
         if (sides[refs[..., 0]] == side).all():
             return refs
     if side not in copies:
-        refs = product.lhs.refs[0].reshape(-1, 2)
-        storage = builder.new_storage(len(refs), product.lhs_format, side, name="activations")
-        target = builder.whole(storage, len(refs))
+        refs, inverse = np.unique(product.lhs.refs[0].reshape(-1, 2), axis=0, return_inverse=True)
+        target = builder.pieces(len(refs), product.lhs_format, side, "activations")
         source, copy = View((len(refs),), True, refs), View((len(refs),), True, target)
         ops += copy_ops(builder, source, [copy], product.lhs_format, label)
-        copies[side] = target
+        copies[side] = target[inverse.reshape(-1)]
     return copies[side]

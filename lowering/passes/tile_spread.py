@@ -10,7 +10,7 @@ import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label
 from lpu_jax.lowering.passes.tile_moves import ANY_LANE, code_lanes, code_refs, code_vectors
-from lpu_jax.lowering.passes.tile_permute import copies, landing_on, nearest, sxm_passes
+from lpu_jax.lowering.passes.tile_permute import copies, nearest, sxm_passes
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.tile_ir import IntArray, TileOp
 from lpu_jax.runtime.chip import Hemisphere
@@ -46,19 +46,19 @@ def spread(
         sources = nearest(builder, code_refs(vectors * (ANY_LANE + 1)), side)
         far = builder.sides(sources) != side
         if far.any():
-            near = landing_on(builder, int(far.sum()), side, data_format)
+            near = builder.pieces(int(far.sum()), data_format, side, "moved")
             ops += copies(builder, sources[far], [near], data_format, label)
             sources[far] = near
         lane = code_lanes(codes[rows])
         pairs, pair_of = np.unique(vector_of.reshape(-1) * chip.num_superlanes + lane // width, return_inverse=True)
         if chip.num_superlanes > 1:
             maps = pairs[:, None] % chip.num_superlanes * width + lanes % width
-            wide = landing_on(builder, len(pairs), side, data_format)
+            wide = builder.pieces(len(pairs), data_format, side, "moved")
             ops += sxm_passes(builder, sources[pairs // chip.num_superlanes], maps, wide, data_format, label)
         else:
             wide = sources[pairs]
         maps = lanes // width * width + (lane % width)[:, None]
-        out = landing_on(builder, len(rows), side, data_format)
+        out = builder.pieces(len(rows), data_format, side, "moved")
         ops += sxm_passes(builder, wide[pair_of.reshape(-1)], maps, out, data_format, label)
         refs[side if is_twice else 0][rows] = out
     return ops, refs

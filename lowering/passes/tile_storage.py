@@ -187,6 +187,13 @@ class StorageBuilder:
         self.storages.append(storage)
         return storage.id
 
+    def pieces(self, num_vectors: int, data_format: DataFormat, hemisphere: Hemisphere, name: str) -> IntArray:
+        """Refs to new vectors of one hemisphere, in storages of which each finds room."""
+        longest = longest_piece(self.chip)
+        sizes = [min(longest, num_vectors - start) for start in range(0, num_vectors, longest)]
+        parts = [self.whole(self.new_storage(size, data_format, hemisphere, name=name), size) for size in sizes]
+        return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
+
     def whole(self, storage: int, num_vectors: int) -> IntArray:
         """Refs to vectors 0 .. num_vectors - 1 of a storage."""
         return np.stack([np.full(num_vectors, storage), np.arange(num_vectors)], axis=1).astype(np.int64)
@@ -364,6 +371,10 @@ class StorageBuilder:
                     self.zero_storages.update(np.unique(view.refs[:, 0]).tolist())
             self._constant_views[key] = views  # type: ignore[assignment]
         return self._constant_views[key]  # type: ignore[return-value]
+
+    def zero(self, dtype: str) -> IntArray:
+        """Ref of a vector of zeros, which both hemispheres have."""
+        return self.constant(np.zeros((1,), dtype), True, Demand(mirrored=True))[0].refs[0]
 
     def ones_weights(self, hemisphere: Hemisphere, plane: int) -> int:
         """Storage that holds a full int8 tile of ones in a plane's weight layout."""

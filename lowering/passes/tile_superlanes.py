@@ -6,7 +6,7 @@ import numpy as np
 
 from lpu_jax.lowering.passes.tile_close import Label, chain_op, split_sides
 from lpu_jax.lowering.passes.tile_moves import FILL, Pieces
-from lpu_jax.lowering.passes.tile_permute import copies, direct, landing_on, raw_format, sxm_passes
+from lpu_jax.lowering.passes.tile_permute import copies, direct, raw_format, sxm_passes
 from lpu_jax.lowering.passes.tile_storage import StorageBuilder
 from lpu_jax.lowering.passes.tile_transpose import Blocks, Rotations, clusters
 from lpu_jax.lowering.tile_ir import (
@@ -87,7 +87,7 @@ def rotate_together(
             out[here & stays] = targets[0][here & stays]
             here &= ~stays
         if here.any():
-            out[here] = landing_on(builder, int(here.sum()), side, data_format)
+            out[here] = builder.pieces(int(here.sum()), data_format, side, "moved")
     ops += _gathers(builder, home, address, out, data_format, label)
     if not stays.all():
         pieces = Pieces(np.nonzero(~stays)[0], out[~stays], maps[~stays])

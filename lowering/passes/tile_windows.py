@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpu_jax.lowering.passes.tile_moves import ANY_LANE, code_lanes, code_refs, refs_codes
+from lpu_jax.lowering.passes.tile_moves import ANY_LANE, FILL, code_lanes, code_refs, refs_codes
 from lpu_jax.lowering.tile_ir import IntArray, num_tiles
 
 if TYPE_CHECKING:
@@ -28,17 +28,19 @@ class Windows:
     """The rows of a value, each in segments that begin at the same elements in all rows.
 
     refs: one array [rows, segments, 2] for every place of the value: the vector that a segment lies in;
-    offsets [rows, segments]: lane at which it begins; edges: first element of every segment, and the number of all.
+    offsets [rows, segments]: lane at which it begins; edges: first element of every segment, and the number of all;
+    sizes: elements of every segment, behind which there may be padding up to the next one.
     """
 
     refs: tuple[IntArray, ...]
     offsets: IntArray
     edges: tuple[int, ...]
+    sizes: tuple[int, ...]
 
     @property
     def num_segments(self) -> int:
         """Vectors that hold one row."""
-        return len(self.edges) - 1
+        return len(self.sizes)
 
     def mirrored(self, builder: StorageBuilder) -> Windows:
         """The same rows with their second place if all their vectors have one."""
@@ -62,23 +64,32 @@ def whole_rows(refs: tuple[IntArray, ...], shape: tuple[int, ...], num_lanes: in
     tiles = num_tiles(shape, num_lanes)
     rows = tuple(place.reshape(-1, tiles, 2) for place in refs)
     edges = (*range(0, tiles * num_lanes, num_lanes), shape[-1])
-    return Windows(rows, np.zeros(rows[0].shape[:2], np.int64), edges)
+    return Windows(rows, np.zeros(rows[0].shape[:2], np.int64), edges, tuple(np.diff(edges).tolist()))
 
 
-def find_windows(codes: IntArray, num_lanes: int, max_segments: int = 1) -> Windows | None:
-    """The rows of a value whose elements lie at `codes` [..., K] as windows, None if one of them is none."""
+def find_windows(codes: IntArray, num_lanes: int, zero: IntArray, max_segments: int = 1) -> Windows | None:
+    """The rows of a value whose elements lie at `codes` [..., K] as windows, None if one of them is none.
+
+    zero: ref of a vector of zeros, in which segments of nothing but padding lie.
+    """
     size = codes.shape[-1] if codes.ndim else 0
     if not 1 < size <= num_lanes * max_segments:
         return None
     rows = codes.reshape(-1, size)
-    follows = (rows[:, 1:] == rows[:, :-1] + 1).all(axis=0)
+    is_zero = rows == FILL
+    follows = ((rows[:, 1:] == rows[:, :-1] + 1) & ~is_zero[:, 1:] | is_zero[:, 1:] & is_zero[:, :-1]).all(axis=0)
     starts = [0, *(np.nonzero(~follows)[0] + 1).tolist()]
-    first = rows[:, starts]
-    offsets = code_lanes(first)
-    if len(starts) > max_segments or not ((first >= 0) & (offsets != ANY_LANE)).all():
+    sizes = np.diff([*starts, size])
+    real = [i for i, start in enumerate(starts) if i == 0 or not is_zero[:, start].all()]
+    starts, sizes = [starts[i] for i in real], sizes[real]  # what is nothing but padding belongs to what it follows
+    if len(starts) > max_segments:
         return None
-    edges = (*starts, size)
-    if (offsets + np.diff(edges) > num_lanes).any():
+    first, blank = rows[:, starts], is_zero[:, starts]
+    offsets = np.where(blank, 0, code_lanes(first))
+    if not ((first >= 0) | blank).all() or (offsets == ANY_LANE).any():
+        return None
+    offsets = np.where(blank, offsets.max(axis=0), offsets)  # where the others begin, so that they go together
+    if (offsets + sizes > num_lanes).any():
         return None
     refs = code_refs(first.reshape(-1)).reshape(*first.shape, 2)
-    return Windows((refs,), offsets, edges)
+    return Windows((np.where(blank[..., None], zero, refs),), offsets, (*starts, size), tuple(sizes.tolist()))

@@ -11,7 +11,7 @@ Weights in block floating point enter as they are stored, blocks along K; no pow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from lpu_jax.lowering.rules.operand_formats import (
 )
 from lpu_jax.lowering.rules.reductions import fold_axis
 from lpu_jax.lowering.rules.views import behind_moves, work_behind_moves
-from lpu_jax.runtime.formats import FP16, FP32, NumberFormat
+from lpu_jax.runtime.formats import FP16, FP32, INT8, NumberFormat
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import DecodeBlocks
 
@@ -81,8 +81,8 @@ def _scaled_lhs(ctx: RuleContext, x: int) -> Scaled:
     return _scale(ctx, x, ctx.lane_reduce("sum", ctx.elementwise("abs", x)))  # type: ignore[arg-type]
 
 
-def _scaled_rhs(ctx: RuleContext, x: int) -> Scaled:
-    """Per-matrix scale of [B, K, N], or of its transpose; known contents are scaled at once."""
+def _scaled_rhs(ctx: RuleContext, x: int, only_finite: bool = False) -> Scaled:
+    """Per-matrix scale of [B, K, N], or of its transpose, of its finite values; known contents are scaled at once."""
     content = ctx.builder.constant_of(x)
     if content is not None:
         return _scaled_constant(ctx, content)
@@ -92,6 +92,8 @@ def _scaled_rhs(ctx: RuleContext, x: int) -> Scaled:
 
     moved = behind_moves(ctx, x)
     sizes: int = ctx.elementwise("abs", moved.base)  # type: ignore[assignment]
+    if only_finite:
+        sizes = ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", moved.base))  # type: ignore[assignment]
     axis, shape = moved.axis_of_rows(), ctx.aval(x).shape
     if axis is None:
         largest = fold_axis(ctx, moved.outward(ctx, sizes), 1, larger)  # type: ignore[arg-type]
@@ -145,7 +147,9 @@ def _largest(ctx: RuleContext, factor: Factor) -> Operand:
     return ctx.lane_reduce("max", flat) if size > 1 else flat  # type: ignore[arg-type]
 
 
-def _enter(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat | None) -> Scaled:
+def _enter(
+    ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat | None, only_finite: bool = False
+) -> Scaled:
     """An operand in the format in which it enters the MXM."""
     dtype = ctx.aval(x).dtype
     if number_format not in (None, FP16, FP32) and dtype in (*FLOATS, "int8"):
@@ -165,7 +169,7 @@ def _enter(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat |
     is_loose = magnitude is None or (magnitude.number or 0.0) > _LOOSEST
     if magnitude is not None and not is_loose and ctx.builder.constant_of(x) is None:
         return _scaled_by_magnitude(ctx, x, magnitude)
-    return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x)
+    return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x, only_finite)
 
 
 def _is_highest(precision: Any) -> bool:
@@ -227,12 +231,59 @@ def _dot_general(
     blocks = _blocks(ctx, rhs_id, rhs_batch, rhs_contract)
     is_transposed = len(ctx.aval(rhs_id).shape) - 1 in rhs_contract
     rhs_id = _rhs_normal_form(ctx, rhs_id, rhs_batch, rhs_contract)
-    formats = ctx.formats(lhs_id, rhs_id)
+    result = _multiply(
+        ctx,
+        (lhs_id, rhs_id),
+        precision,
+        target,
+        lambda form: _enter(ctx, lhs_id, True, form),
+        lambda form: blocks or _enter_rhs(ctx, rhs_id, is_transposed, form),
+    )
+    if swapped:
+        result = ctx.transpose(result, (0, 2, 1))
+    return [ctx.reshape(result, ctx.avals_out[0].shape)]
+
+
+def product_of_patches(
+    ctx: RuleContext, x: int, patches: Callable[[int], int], per_image: int, kernel: int, precision: Any, target: str
+) -> Operand:
+    """patches(x) [G, M, K] x kernel [G, K, F] in `target`; patches repeat elements of the images x float32 [N, R, C].
+
+    `per_image` of them, in the order of the images, are made of each one. An element enters the MXM in one form,
+    wherever it is repeated: scales are of images and not of rows, and patches are views of what was narrowed before.
+    """
+
+    def enter(form: NumberFormat | None) -> Scaled:
+        if form is not None and (form == INT8 or form.block_size):
+            return _enter(ctx, patches(x), True, form)
+        narrow, data_format, scale = _enter(ctx, x, False, form, only_finite=True)
+        joined = patches(narrow)
+        images = ctx.aval(x).shape[0]
+        if isinstance(scale, int) and images > 1:
+            rows = ctx.aval(joined).shape[1]
+            spread = ctx.broadcast_to(scale, (images, per_image, 1))
+            scale = ctx.reshape(spread, (images * per_image // rows, rows, 1))
+        return joined, data_format, scale
+
+    operands = patches(x), kernel  # the first one only says what shape the product has
+    return _multiply(ctx, operands, precision, target, enter, lambda form: _enter_rhs(ctx, kernel, False, form))
+
+
+def _multiply(
+    ctx: RuleContext,
+    operands: tuple[int, int],
+    precision: Any,
+    target: str,
+    enter_lhs: Callable[[NumberFormat | None], Scaled],
+    enter_rhs: Callable[[NumberFormat | None], Scaled],
+) -> Operand:
+    """[B, M, K] x [B, K, N] in the formats of the policy, scaled back and rounded to `target`."""
+    formats = ctx.formats(*operands)
     if _is_highest(precision):
         formats = Formats(lhs=FP32, rhs=FP32, result=formats.result)
-    left, left_format, left_scale = _enter(ctx, lhs_id, True, formats.lhs)
-    right, right_format, right_scale = blocks or _enter_rhs(ctx, rhs_id, is_transposed, formats.rhs)
-    num_rows = ctx.aval(rhs_id).shape[1]
+    left, left_format, left_scale = enter_lhs(formats.lhs)
+    right, right_format, right_scale = enter_rhs(formats.rhs)
+    num_rows = ctx.aval(operands[1]).shape[1]
     values = ctx.decode_blocks(right, right_format, num_rows) if right_format.is_block else None
     result: Operand = ctx.matmul(left, right, left_format, right_format, values)
     scales = [s for s in (left_scale, right_scale) if s is not None]
@@ -242,10 +293,7 @@ def _dot_general(
         result = ctx.elementwise("mul", result, scale, dtype=target if i == len(scales) - 1 else "float32")
     if not scales:
         result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
-    result = leave_as(ctx, result, target, formats)
-    if swapped:
-        result = ctx.transpose(result, (0, 2, 1))
-    return [ctx.reshape(result, ctx.avals_out[0].shape)]
+    return leave_as(ctx, result, target, formats)
 
 
 def _as_factor(ctx: RuleContext, x: int) -> int:

@@ -6,9 +6,13 @@ from helpers import Sketch, assert_agrees
 
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.passes.tile_moves import FILL
 from lpu_jax.lowering.passes.tile_windows import find_windows
 from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput
 from lpu_jax.runtime.ops import Broadcast, Concatenate, Immediate, Reshape, Slice, Transpose
+
+ZERO = np.array([3, 0])
+"""Where a vector of zeros lies."""
 
 
 def ops_of(graph, chip):
@@ -141,25 +145,38 @@ def test_a_loop_carries_what_was_a_window():
 def test_find_windows():
     lanes = np.arange(4)
     rows = np.stack([(5 << 10) + 3 + lanes, (9 << 10) + 12 + lanes])
-    found = find_windows(rows, 16)
+    found = find_windows(rows, 16, ZERO)
     assert found.offsets.tolist() == [[3], [12]]
     assert found.edges == (0, 4)
     assert np.array_equal(found.codes((2, 4)), rows)
-    assert find_windows(rows + 1, 16) is None  # the second row leaves its vector
-    assert find_windows(rows[:, ::-1], 16) is None
-    assert find_windows(rows[:, :1], 16) is None  # single elements lie in all lanes elsewhere
-    assert find_windows(np.where(rows == rows[0, 2], -1, rows), 16) is None
+    assert find_windows(rows + 1, 16, ZERO) is None  # the second row leaves its vector
+    assert find_windows(rows[:, ::-1], 16, ZERO) is None
+    assert find_windows(rows[:, :1], 16, ZERO) is None  # single elements lie in all lanes elsewhere
+    assert find_windows(np.where(rows == rows[0, 2], -1, rows), 16, ZERO) is None
+
+
+def test_rows_of_padding_are_windows_of_zeros():
+    """As the border of a convolution: rows [data, data], [0, data], and 3 elements of padding behind both."""
+    lanes = np.arange(4)
+    first, second = (np.stack([(v << 10) + lane + lanes for v in (5, 9)]) for lane in (3, 8))
+    first[1] = FILL
+    rows = np.concatenate([first, second, np.full((2, 3), FILL)], axis=1)
+    found = find_windows(rows, 16, ZERO, max_segments=2)
+    assert (found.edges, found.sizes) == ((0, 4, 11), (4, 4))
+    assert found.offsets.tolist() == [[3, 8], [3, 8]]
+    assert found.refs[0][1, 0].tolist() == ZERO.tolist()
+    assert found.refs[0][[0, 0, 1], [0, 1, 1]].tolist() == [[0, 5], [0, 5], [0, 9]]
 
 
 def test_find_windows_of_several_segments():
     lanes = np.arange(4)
     first, second = (np.stack([(v << 10) + lane + lanes for v in (5, 9)]) for lane in (3, 8))
     rows = np.concatenate([first, second, second + 4], axis=1)  # the last two follow each other in one vector
-    found = find_windows(rows, 16, max_segments=2)
+    found = find_windows(rows, 16, ZERO, max_segments=2)
     assert found.edges == (0, 4, 12)
     assert found.offsets.tolist() == [[3, 8], [3, 8]]
-    assert find_windows(rows, 16) is None
-    assert find_windows(np.concatenate([rows, first], axis=1), 16, max_segments=2) is None
+    assert find_windows(rows, 16, ZERO) is None
+    assert find_windows(np.concatenate([rows, first], axis=1), 16, ZERO, max_segments=2) is None
 
 
 def test_joined_rows_are_multiplied_segment_by_segment():
