@@ -15,6 +15,7 @@ import numpy as np
 
 from lpu_jax.lowering.host_plan import HostPlan, Run, Stage
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, narrow_steps
+from lpu_jax.lowering.passes.tile_cuts import find_cuts
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
 from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
@@ -90,7 +91,7 @@ class Tiler:
 
     def __init__(self, builder: StorageBuilder, graph: GraphLike) -> None:
         self.builder, self.graph, self.chip = builder, graph, builder.chip
-        self.demand = demands(graph)
+        self.demand, self.cuts = demands(graph), find_cuts(graph)
         self.views: dict[int, tuple[View, ...]] = {}
         self.pending: dict[int, IntArray] = {}
         self.windows: dict[int, Windows | None] = {}  # of pending values, as far as somebody asked
@@ -139,6 +140,7 @@ class Tiler:
                 demand,
                 num_iterations=iterations,
                 resident=True,
+                cuts=() if value in looped else self.cuts.get(value, ()),
                 name=f"%{groups.get(value, (value,))[0]}",
             )
             for view in views:
@@ -195,7 +197,8 @@ class Tiler:
         wanted = self.targets.get(value)
         if wanted is not None and wanted[0].splat == splat:
             return wanted
-        return self.builder.allocate(self.graph.avals[value], splat, self.demand.get(value, Demand()), name=f"%{value}")
+        demand, cuts = self.demand.get(value, Demand()), self.cuts.get(value, ())
+        return self.builder.allocate(self.graph.avals[value], splat, demand, cuts=cuts, name=f"%{value}")
 
     def all_views(self, value: int) -> tuple[View, ...]:
         """The places of a value in memory, written now if it is still in an open chain."""

@@ -64,7 +64,10 @@ def chain_op(
 
 
 def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
-    """Splits a chain so that each operand and result of a part stays in one hemisphere."""
+    """Splits a chain so that operands share no storage, and each operand and result of a part is in one hemisphere."""
+    segments = _segments(builder, op)
+    if len(segments) > 1:
+        return [part for vectors in segments for part in split_sides(builder, _select_chain(op, vectors))]
     copies, op = _part_storages(builder, op)
     sides = np.array([int(storage.hemisphere) for storage in builder.storages])
     columns = [sides[i.refs[:, 0]] for i in op.inputs if isinstance(i, MemoryInput)]
@@ -84,6 +87,8 @@ def chain_slots(chip: ChipSpec, op: ChainOp) -> int:
     return sum(chip.alu_slots(step.function) for step in op.steps)
 
 
+_MIN_SEGMENT = 16
+"""Vectors that a chain has on average for every cut that spares a copy of an operand."""
 MIN_LANE_VECTORS = 64
 """Chains of fewer vectors are not cut: the latency of one more part would cost as much as it saves."""
 
@@ -121,6 +126,37 @@ def _connected(pieces: np.ndarray) -> list[list[int]]:
         for member in members:
             group_of.update(dict.fromkeys(pieces[member].tolist(), index))
     return sorted(sorted(members) for members in groups.values())
+
+
+def _segments(builder: StorageBuilder, op: ChainOp) -> list[np.ndarray]:
+    """Neighbouring vectors of a chain of which no two operands lie in one storage: a slice reads one vector per cycle.
+
+    All of them if that is so, or if segments would be short.
+    """
+    whole = [np.arange(op.num_vectors)]
+    if not all(isinstance(item, MemoryInput) for item in op.inputs):
+        return whole
+    plain = [item.refs[:, 0] for item in op.inputs if isinstance(item, MemoryInput) and not _is_skewed(builder, item)]
+    if len(plain) < 2:
+        return whole
+    homes = np.stack(plain, axis=1)
+    starts = [0, *(np.nonzero((homes[1:] != homes[:-1]).any(axis=1))[0] + 1).tolist()]
+    seen: list[set[int]] = [set() for _ in plain]
+    cuts: list[int] = []
+    for start in starts:
+        row = homes[start].tolist()
+        if len(set(row)) < len(row):
+            return whole
+        if any(home in others for i, home in enumerate(row) for j, others in enumerate(seen) if i != j):
+            seen = [set() for _ in plain]
+            cuts.append(start)
+        for home, mine in zip(row, seen, strict=True):
+            mine.add(home)
+    return np.split(whole[0], cuts) if len(cuts) * _MIN_SEGMENT <= op.num_vectors else whole
+
+
+def _is_skewed(builder: StorageBuilder, item: MemoryInput) -> bool:
+    return any(builder.storages[int(s)].skewed for s in np.unique(item.refs[:, 0]))
 
 
 def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp], ChainOp]:

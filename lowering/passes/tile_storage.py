@@ -122,6 +122,12 @@ def _pieces(count: int, tiles: int, columns: int, chunk: int) -> list[IntArray]:
     return [grid[:, tile : tile + together].T.reshape(-1) for tile in range(0, tiles, together)]
 
 
+def _cut(vectors: IntArray, cuts: Sequence[int]) -> list[IntArray]:
+    """A piece divided where vectors of other parts follow; parts have the vectors before, between and behind cuts."""
+    part = np.searchsorted(cuts, vectors, side="right")
+    return np.split(vectors, np.nonzero(np.diff(part))[0] + 1)
+
+
 def longest_piece(chip: ChipSpec) -> int:
     """Vectors up to which a value is not cut up: a sixteenth of a bank, so that each part finds room."""
     return max(_LEAST_PIECE, chip.num_addresses_per_bank // 16)
@@ -208,11 +214,13 @@ class StorageBuilder:
         *,
         num_iterations: int = 1,
         resident: bool = False,
+        cuts: tuple[int, ...] = (),
         name: str = "",
     ) -> tuple[View, ...]:
         """New storages for a value: one view, or two (west, east) if it is mirrored.
 
-        With num_iterations > 1 the aval is that of one iteration and the refs are those of iteration 0.
+        With num_iterations > 1 the aval is that of one iteration and the refs are those of iteration 0. Rows before and
+        behind a cut do not share a storage.
         """
         fields = {"num_iterations": num_iterations, "resident": resident, "name": name}
         data_format = FORMATS[aval.dtype]
@@ -228,7 +236,11 @@ class StorageBuilder:
         for side in sides:
             refs = np.zeros((count, 2), np.int64)
             chunk, interleave = self._chunk(count // columns, num_iterations, data_format)
-            for number, vectors in enumerate(_pieces(count, tiles, columns, chunk)):
+            pieces = _pieces(count, tiles, columns, chunk)
+            if cuts and interleave == 1:
+                per_row = count // num_rows(aval.shape)
+                pieces = [part for vectors in pieces for part in _cut(vectors, [cut * per_row for cut in cuts])]
+            for number, vectors in enumerate(pieces):
                 home = side if side is not None else self._home(number, columns, count)
                 padded = -(-len(vectors) // interleave) * interleave
                 storage = self.new_storage(padded, data_format, home, interleave=interleave, **fields)

@@ -136,7 +136,7 @@ class Convolution:
     def num_rows(self) -> int:
         """Rows of the MXM for each tap: channels of a feature group, with zeros up to whole loads of weights."""
         depth = self.taps[-2]
-        return -(-depth // _ROWS_PER_LOAD) * _ROWS_PER_LOAD if self.num_taps > 1 and depth >= _ROWS_PER_LOAD else depth
+        return -(-depth // _ROWS_PER_LOAD) * _ROWS_PER_LOAD if self.num_taps > 1 else depth
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Rules of reductions: over lanes by LaneReduce, over other axes by a pairwise tree of slices, first half with second.
+"""Rules of reductions: over lanes by LaneReduce, over other axes by a tree of slices.
 
 Several axes: the last axis first, then the others in descending order.
 """
@@ -17,6 +17,8 @@ from lpu_jax.lowering.rules.elementwise import convert
 from lpu_jax.lowering.rules.integers import WIDTHS, cut, ordered
 from lpu_jax.runtime.ops import Immediate
 
+_PARTS = 4
+"""Slices that a chain of the VXM combines at a time: each more is an operand more, each fewer a trip to SRAM more."""
 _MAX_EXACT_INTEGER = 2.0**24
 """float32 holds every integer up to here."""
 _EXTREMA = {"reduce_max": ("max", "imax"), "reduce_min": ("min", "imin")}
@@ -24,15 +26,23 @@ _LOGIC = {"reduce_and": "and", "reduce_or": "or", "reduce_xor": "xor"}
 
 
 def fold_axis(ctx: Emitter, x: int, axis: int, combine: Callable[[int, int], int]) -> int:
-    """Combines the slices along an axis in a tree (n -> ceil(n/2)); the axis stays with size 1."""
+    """Combines the slices along an axis, which stays with size 1: four parts at a time, then what is left over."""
+    rest: list[int] = []
     while (size := ctx.aval(x).shape[axis]) > 1:
-        half = size // 2
-        low, high = ctx.slice_axis(x, axis, 0, half), ctx.slice_axis(x, axis, half, 2 * half)
-        folded = combine(low, high)  # type: ignore[arg-type]
-        if size % 2:
-            folded = ctx.concatenate([folded, ctx.slice_axis(x, axis, size - 1, size)], axis)  # type: ignore[list-item]
-        x = folded
-    return x
+        count = min(_PARTS, size)
+        part = size // count
+        parts = [ctx.slice_axis(x, axis, i * part, (i + 1) * part) for i in range(count)]
+        rest += [ctx.slice_axis(x, axis, i, i + 1) for i in range(count * part, size)]  # type: ignore[misc]
+        x = _combined(parts, combine)  # type: ignore[arg-type]
+    return _combined([x, *rest], combine)
+
+
+def _combined(values: Sequence[int], combine: Callable[[int, int], int]) -> int:
+    """A tree of pairs: neighbours first."""
+    while len(values) > 1:
+        pairs = [combine(a, b) for a, b in zip(values[::2], values[1::2], strict=False)]
+        values = [*pairs, values[-1]] if len(values) % 2 else pairs
+    return values[0]
 
 
 def _reduce(ctx: RuleContext, x: int, axes: Sequence[int], lane_function: str | None, function: str) -> int:

@@ -3,12 +3,18 @@
 import jax
 import numpy as np
 import pytest
+from helpers import assert_agrees, jitted
 from jax import lax
-from on_lpu import assert_machine_agrees
+from on_lpu import assert_machine_agrees, lower
 
+from lpu_jax.chips import groqchip1
+from lpu_jax.lowering.edges import split_edges
+from lpu_jax.lowering.passes.tile import tile
+from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput, PermuteOp
+from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import MatMul
 
-CASES = {
+PLAIN_CASES = {
     "1-D": ((2, 9, 4), (3, 4, 5), {}),
     "2-D strided": ((2, 9, 8, 4), (3, 2, 4, 5), {"window_strides": (2, 3)}),
     "3-D": ((1, 4, 5, 3, 2), (2, 2, 2, 2, 3), {}),
@@ -21,6 +27,20 @@ CASES = {
     "depthwise times two": ((2, 5, 5, 6), (3, 3, 1, 12), {"feature_group_count": 6}),
     "batch groups": ((4, 5, 5, 3), (3, 3, 3, 6), {"batch_group_count": 2}),
 }
+
+WIDE_CASES = {
+    "strided, padded": ((2, 6, 5, 16), (3, 3, 16, 8), {"window_strides": (2, 1)}),
+    "dilated": ((1, 7, 4, 16), (2, 3, 16, 8), {"rhs_dilation": (2, 1), "padding": [(0, 0), (2, 2)]}),
+    "channels that fill no whole load": ((1, 5, 4, 20), (2, 2, 20, 8), {}),
+    "feature groups": ((1, 4, 4, 32), (3, 2, 16, 8), {"feature_group_count": 2}),
+    "batch groups": ((2, 4, 4, 16), (2, 2, 16, 8), {"batch_group_count": 2}),
+}
+FEW_CHANNELS = {
+    "colours": ((1, 6, 230, 3), (3, 3, 3, 4), {"window_strides": (1, 2)}),
+    "one channel, 3-D": ((1, 3, 4, 9, 1), (2, 2, 3, 1, 3), {}),
+    "more taps than a band": ((1, 4, 9, 9), (2, 4, 9, 3), {"padding": [(0, 1), (2, 5)]}),
+}
+CASES = PLAIN_CASES | WIDE_CASES | FEW_CHANNELS
 
 
 def _convolution(name):
@@ -37,7 +57,7 @@ def _arguments(random, name, dtype=np.float32):
     return random.normal(size=x_shape).astype(dtype), random.normal(size=w_shape).astype(dtype)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", [*PLAIN_CASES, "channels that fill no whole load", "colours"])
 def test_a_convolution_is_no_further_from_the_real_one_than_xla(on_lpu, random, name):
     fun, args = _convolution(name), _arguments(random, name)
     with jax.enable_x64(True):
@@ -60,8 +80,10 @@ def test_float16_and_channels_first(on_lpu, random):
 
 
 def test_all_taps_are_one_product(lowered, random):
+    """The four channels of every tap, with zeros up to a load of 16 rows."""
     graph = lowered(_convolution("2-D strided"), *_arguments(random, "2-D strided"), precision="highest")
-    assert [graph.avals[e.operands[0]].shape[-1] for e in graph.equations if isinstance(e.op, MatMul)] == [3 * 2 * 4]
+    products = [graph.avals[e.operands[0]].shape[-1] for e in graph.equations if isinstance(e.op, MatMul)]
+    assert products == [3 * 16]  # the two taps along the last axis are one window of eight elements
 
 
 def test_a_depthwise_convolution_needs_no_product(lowered, random):
@@ -72,3 +94,56 @@ def test_a_depthwise_convolution_needs_no_product(lowered, random):
 @pytest.mark.parametrize("name", ["1-D", "depthwise"])
 def test_machine_equals_runtime(random, name):
     assert_machine_agrees(_convolution(name), *_arguments(random, name))
+
+
+def _tile_ops(name, random):
+    graph = split_edges(lower(_convolution(name), *_arguments(random, name))).graph
+    return [op for block in tile(graph, groqchip1).blocks for op in block.ops]
+
+
+@pytest.mark.parametrize("name", list(WIDE_CASES))
+def test_taps_are_multiplied_where_they_lie(random, name):
+    """One segment of K per tap, and no SXM but for results of groups, which come together in one vector."""
+    ops = _tile_ops(name, random)
+    taps = CASES[name][1][0] * CASES[name][1][1]
+    products = [i for op in ops for i in getattr(op, "inputs", ()) if isinstance(i, MatMulInput)]
+    assert all(isinstance(op, ChainOp) for op in ops) or "groups" in name
+    assert {len(p.weights) for p in products if p.lhs_format is DataFormat.FP16} == {taps}
+
+
+@pytest.mark.parametrize("name", list(FEW_CHANNELS))
+def test_bands_of_few_channels_are_all_that_moves(random, name):
+    """Fewer vectors pass an SXM than there are pixels: rows of pixels, cut into bands."""
+    moved = sum(len(op.maps) for op in _tile_ops(name, random) if isinstance(op, PermuteOp))
+    assert 0 < moved <= np.prod(CASES[name][0][:-1])
+
+
+@pytest.mark.parametrize("name", ["strided, padded", "feature groups", "batch groups", *FEW_CHANNELS])
+def test_machine_equals_runtime_on_a_whole_chip(random, name):
+    graph = lower(_convolution(name), *_arguments(random, name))
+    assert_agrees(graph, groqchip1, list(_arguments(random, name)), model=jitted)
+
+
+@pytest.mark.parametrize("name", ["2-D strided", "strided, padded"])
+def test_an_image_has_the_same_result_alone_and_among_others(random, name):
+    """Its scale is its own: another image a million times as large changes no bit."""
+    x, w = _arguments(random, name)
+    many, one = (
+        jitted(lower(_convolution(name), images, w), [images, w])[0]
+        for images in (np.stack([x[0], 2.0**20 * x[1]]).astype(np.float32), x[:1])
+    )
+    np.testing.assert_array_equal(many[0], one[0])
+
+
+def test_an_infinite_pixel_reaches_only_the_windows_that_hold_it(random):
+    x, w = _arguments(random, "colours")
+    graph = lower(_convolution("colours"), x, w)
+    clean = jitted(graph, [x, w])[0]
+    x[0, 3, 100, 1] = np.inf
+    spoilt = jitted(graph, [x, w])[0]
+    reached = np.zeros(clean.shape[:3], bool)
+    reached[0, 2:5, 50] = (
+        True  # rows 2 .. 4; of the columns, two apart from each other, only the one of pixels 99 .. 101
+    )
+    np.testing.assert_array_equal(np.isfinite(spoilt).all(-1), ~reached)
+    np.testing.assert_allclose(spoilt[~reached], clean[~reached], rtol=2.0**-9, atol=2.0**-9)
