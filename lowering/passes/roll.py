@@ -23,6 +23,7 @@ from lpu_jax.runtime.ops import (
     GraphLike,
     HostCall,
     Immediate,
+    Move,
     Reshape,
     Scan,
     Slice,
@@ -30,7 +31,7 @@ from lpu_jax.runtime.ops import (
 )
 
 MIN_PERIOD = 8
-"""Equations of the shortest body worth a loop."""
+"""Equations that compute, of the shortest body worth a loop: moves alone are index arithmetic as they stand."""
 MIN_TURNS = 3
 """Copies that make a loop."""
 
@@ -72,14 +73,14 @@ def _repeats(graph: GraphLike) -> Iterator[tuple[int, int, int]]:
         results = tuple(graph.avals[v] for v in equation.results)
         key = index if isinstance(equation.op, Scan | While | HostCall) else (equation.op, shapes, results)
         signatures.append(names.setdefault(key, len(names)))
-    ids = np.array(signatures)
+    ids, computes = np.array(signatures), np.array([not isinstance(e.op, Move) for e in graph.equations])
     found = []
     for period in range(MIN_PERIOD, len(ids) // MIN_TURNS + 1):
         same = np.concatenate([[False], ids[:-period] == ids[period:], [False]]).astype(np.int8)
         edges = np.diff(same)
         for begin, end in zip(np.nonzero(edges == 1)[0].tolist(), np.nonzero(edges == -1)[0].tolist(), strict=True):
             turns = (end - begin) // period + 1
-            if turns >= MIN_TURNS:
+            if turns >= MIN_TURNS and computes[begin : begin + period].sum() >= MIN_PERIOD:
                 found.append((-turns * period, period, begin, end))
     for _, period, begin, end in sorted(found)[:4]:
         for start in range(begin, begin + period):

@@ -106,7 +106,7 @@ def _is_worth_it(
     def cycles(sizes: Sequence[int]) -> float:
         bytes_of = lhs_format.significand_bytes, rhs_format.significand_bytes
         each = [max(rows * chip.cycles_per_vector(n, *bytes_of), chip.mxm_install_interval_cycles) for n in sizes]
-        return sum(each) * max(1.0, num_tiles((columns,), chip.num_lanes) / planes)
+        return sum(each) * max(1 / len(Hemisphere), num_tiles((columns,), chip.num_lanes) / planes)
 
     joined = cycles([min(chip.num_lanes, size - start) for start in range(0, size, chip.num_lanes)])
     moves = chip.sxm_permute_cycles + rows * count * lhs_format.num_bytes / len(Hemisphere)

@@ -386,7 +386,8 @@ class StorageBuilder:
 
     def zero(self, dtype: str) -> IntArray:
         """Ref of a vector of zeros, which both hemispheres have."""
-        return self.constant(np.zeros((1,), dtype), True, Demand(mirrored=True))[0].refs[0]
+        (ref,) = self.constant(np.zeros((1,), dtype), True, Demand(mirrored=True))[0].refs
+        return np.asarray(ref, np.int64)
 
     def ones_weights(self, hemisphere: Hemisphere, plane: int) -> int:
         """Storage that holds a full int8 tile of ones in a plane's weight layout."""

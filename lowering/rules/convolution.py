@@ -65,7 +65,7 @@ def _conv_general_dilated(
     )
 
     is_float = ctx.avals_in[0].dtype == "float32" and ctx.avals_in[1].dtype in FLOATS and target in FLOATS
-    is_narrowed = is_float and convolution.num_taps > 1 and not convolution.is_depthwise
+    is_narrowed = is_float and not convolution.is_depthwise
     fold = find_fold(convolution) if is_narrowed else None
 
     def matrices(w: Any) -> Any:

@@ -26,6 +26,7 @@ from lpu_jax.lowering.rules.integer_products import INTEGERS, integer_product
 from lpu_jax.lowering.rules.operand_formats import (
     TARGET_EXPONENTS,
     Scaled,
+    as_int8,
     enter_as,
     inverse_scale,
     leave_as,
@@ -254,9 +255,12 @@ def product_of_patches(
     """
 
     def enter(form: NumberFormat | None) -> Scaled:
-        if form is not None and (form == INT8 or form.block_size):
-            return _enter(ctx, patches(x), True, form)
-        narrow, data_format, scale = _enter(ctx, x, False, form, only_finite=True)
+        if form is not None and form.block_size:
+            return _enter(ctx, patches(x), True, form)  # which refuses it
+        if form == INT8:
+            narrow, data_format, scale = as_int8(ctx, x, True, is_image=True)
+        else:
+            narrow, data_format, scale = _enter(ctx, x, False, form, only_finite=True)
         joined = patches(narrow)
         images = ctx.aval(x).shape[0]
         if isinstance(scale, int) and images > 1:

@@ -77,7 +77,7 @@ def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat
     if number_format == BF16:
         return _rounded(ctx, x, number_format), DataFormat.BF16, None
     if number_format == INT8:
-        return _as_int8(ctx, x, is_lhs)
+        return as_int8(ctx, x, is_lhs)
     return _scaled(ctx, x, is_lhs, number_format)
 
 
@@ -104,10 +104,16 @@ def _scaled(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat)
     return _rounded(ctx, moved, number_format), data_format, inverse
 
 
-def _as_int8(ctx: RuleContext, x: int, is_lhs: bool) -> Scaled:
-    magnitudes: int = ctx.elementwise("abs", x)  # type: ignore[assignment]
-    size: Operand = ctx.lane_reduce("max", magnitudes) if is_lhs else _larger(ctx, magnitudes, 1)
-    values, scale = _int8_steps(ctx, x, size)
+def as_int8(ctx: RuleContext, x: int, is_lhs: bool, is_image: bool = False) -> Scaled:
+    """float32 [B, R, C] with a scale per row (lhs), per column (rhs), or per matrix for its finite elements (image)."""
+    sizes: Operand = ctx.elementwise("abs", x)
+    if is_image:
+        sizes = ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", x))
+    if is_image or not is_lhs:
+        sizes = _larger(ctx, sizes, 1)  # type: ignore[arg-type]
+    if is_image or is_lhs:
+        sizes = ctx.lane_reduce("max", sizes)  # type: ignore[arg-type]
+    values, scale = _int8_steps(ctx, x, sizes)
     return values, DataFormat.INT8, scale
 
 
@@ -160,7 +166,7 @@ def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
     x: int = ctx.reshape(convert(ctx, table, dtype, "float32"), (1, *shape))  # type: ignore[assignment, arg-type]
     scale: Operand | None
     if form == INT8:
-        held, _, scale = _as_int8(ctx, x, False)
+        held, _, scale = as_int8(ctx, x, False)
     elif form == BF16:
         held, scale = _rounded(ctx, x, form), None
     else:

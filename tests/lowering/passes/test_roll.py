@@ -45,6 +45,14 @@ def test_layers_of_one_shape_become_one_loop():
     assert len(roll(graph).equations) < len(graph.equations)
 
 
+def test_moves_alone_are_no_loop():
+    def windows(x):
+        return jnp.stack([x[:, i : i + 4] for i in range(32)], axis=1) + 1.0
+
+    graph = lower_jaxpr(jax.make_jaxpr(windows)(np.ones((2, 40), np.float32)))
+    assert roll(graph) is graph
+
+
 def test_a_rolled_graph_gives_the_same_bits():
     graph, arguments = lowered(4)
     for plain, rolled in zip(execute(graph, arguments), execute(roll(graph), arguments), strict=True):
