@@ -34,7 +34,7 @@ class ProductSource:
     """A matrix product whose vectors enter a chain from the MXM instead of memory.
 
     lhs: the rows [batch * rows] of K elements; rhs refs [batch * K, n_tiles, 2] or None for a sum over lanes (weights
-    of ones); mirror: a second place of rhs, in which some tiles lie in the other hemisphere. In block floating point
+    of ones); mirrors: more places of rhs, in which some tiles lie at other planes. In block floating point
     rhs has the words of K rows in place of K.
     """
 
@@ -42,7 +42,7 @@ class ProductSource:
     lhs_format: DataFormat
     rhs: IntArray | None
     rhs_format: DataFormat
-    mirror: IntArray | None
+    mirrors: tuple[IntArray, ...]
     num_batches: int
     num_rows: int
     contracting: int
@@ -84,7 +84,7 @@ class OpenChain:
         """Storages that the chain reads."""
         refs = [refs for refs, _ in self.inputs]
         if self.product is not None:
-            weights = [place for place in (self.product.rhs, self.product.mirror) if place is not None]
+            weights = [place for place in (self.product.rhs, *self.product.mirrors) if place is not None]
             refs += [place.reshape(-1, 2) for place in (*self.product.lhs.refs, *weights)]
         return {int(s) for place in refs for s in np.unique(place[:, 0])}
 

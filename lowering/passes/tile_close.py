@@ -27,7 +27,7 @@ from lpu_jax.lowering.tile_ir import (
     TransposeOp,
     View,
 )
-from lpu_jax.runtime.chip import ChipSpec
+from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 
 Label = tuple[str, str]
@@ -75,11 +75,17 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
     signature = np.stack(columns, axis=1)
     kinds = np.unique(signature, axis=0)
     num_lanes = builder.chip.num_alus // (chain_slots(builder.chip, op) * len(kinds))
-    parts = list(copies)
+    parts: list[ChainOp] = []
     for kind in kinds:
         vectors = np.nonzero((signature == kind).all(axis=1))[0]
-        parts += [_select_chain(op, lane) for lane in side_by_side(op, vectors, num_lanes)]
-    return parts
+        shared = _shared_inputs(op, vectors) if builder.spread.own_operands else []
+        first, *others = [_select_chain(op, lane) for lane in side_by_side(op, vectors, num_lanes, shared)]
+        parts.append(first)
+        for part in others:
+            more, part = _own_inputs(builder, part, shared)
+            copies += more
+            parts.append(part)
+    return [*copies, *parts]
 
 
 def chain_slots(chip: ChipSpec, op: ChainOp) -> int:
@@ -87,23 +93,27 @@ def chain_slots(chip: ChipSpec, op: ChainOp) -> int:
     return sum(chip.alu_slots(step.function) for step in op.steps)
 
 
+_MIN_REUSE = 64
+"""Times that every vector of an operand is read, for which parts of a chain get copies of their own."""
+_MAX_SHARED = 16
+"""Vectors of an operand that are copied for that: rows of up to 5,120 elements."""
 _MIN_SEGMENT = 16
 """Vectors that a chain has on average for every cut that spares a copy of an operand."""
 MIN_LANE_VECTORS = 64
 """Chains of fewer vectors are not cut: the latency of one more part would cost as much as it saves."""
 
 
-def side_by_side(op: ChainOp, vectors: np.ndarray, num_lanes: int) -> list[np.ndarray]:
+def side_by_side(op: ChainOp, vectors: np.ndarray, num_lanes: int, shared: Sequence[int] = ()) -> list[np.ndarray]:
     """Cuts the vectors of a chain into at most num_lanes parts that share no storage, so that they can run at once.
 
-    Chains with a matrix product stay whole: every part would load the weights again.
+    Storages of the inputs `shared` do not count. Chains with a matrix product stay whole: every part would load the
+    weights again.
     """
     num_lanes = min(num_lanes, len(vectors) // MIN_LANE_VECTORS)
     if num_lanes < 2 or not all(isinstance(item, MemoryInput) for item in op.inputs):
         return [vectors]
-    columns = [
-        item.refs[vectors, 0] for item in (*op.inputs, *op.outputs) if isinstance(item, MemoryInput | MemoryOutput)
-    ]
+    own = [item for index, item in enumerate(op.inputs) if index not in shared]
+    columns = [item.refs[vectors, 0] for item in (*own, *op.outputs) if isinstance(item, MemoryInput | MemoryOutput)]
     pieces, piece_of = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     lane_of_piece, load = np.zeros(len(pieces), np.int64), [0] * num_lanes
     for group in _connected(pieces):
@@ -112,6 +122,39 @@ def side_by_side(op: ChainOp, vectors: np.ndarray, num_lanes: int) -> list[np.nd
         load[lane] += int(np.isin(piece_of, group).sum())
     lanes = lane_of_piece[piece_of.reshape(-1)]
     return [vectors[lanes == lane] for lane in range(num_lanes) if load[lane]]
+
+
+def _shared_inputs(op: ChainOp, vectors: np.ndarray) -> list[int]:
+    """Inputs of so few distinct vectors that parts of a chain had better have them for themselves: scales, biases."""
+    most = min(_MAX_SHARED, len(vectors) // _MIN_REUSE)
+    return [
+        index
+        for index, item in enumerate(op.inputs)
+        if isinstance(item, MemoryInput) and len(np.unique(item.refs[vectors], axis=0)) <= most
+    ]
+
+
+def _own_inputs(builder: StorageBuilder, op: ChainOp, shared: Sequence[int]) -> tuple[list[ChainOp], ChainOp]:
+    """A part of a chain with its own copies of some inputs."""
+    inputs, copies = list(op.inputs), []
+    for index in shared:
+        item = op.inputs[index]
+        assert isinstance(item, MemoryInput)
+        side = builder.storages[int(item.refs[0, 0])].hemisphere
+        more, refs = _copied(builder, item, side, (op.source, op.name))
+        copies += more
+        inputs[index] = MemoryInput(refs, item.format)
+    return copies, dataclasses.replace(op, inputs=tuple(inputs))
+
+
+def _copied(
+    builder: StorageBuilder, item: MemoryInput, side: Hemisphere, label: Label
+) -> tuple[list[ChainOp], IntArray]:
+    """Every distinct vector of an operand copied once, and the refs of the operand there."""
+    unique, inverse = np.unique(item.refs, axis=0, return_inverse=True)
+    target = builder.pieces(len(unique), item.format, side, "operand copy")
+    view, copy = (View((len(unique),), True, refs) for refs in (unique, target))
+    return copy_ops(builder, view, [copy], item.format, label), target[inverse.reshape(-1)]
 
 
 def _connected(pieces: np.ndarray) -> list[list[int]]:
@@ -172,12 +215,10 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
             continue
         own = {int(s) for s in np.unique(item.refs[:, 0]) if not builder.storages[int(s)].skewed}
         if own & seen:
-            unique, inverse = np.unique(item.refs, axis=0, return_inverse=True)
-            target = builder.pieces(len(unique), item.format, builder.next_hemisphere(), "operand copy")
-            view, copy = (View((len(unique),), True, refs) for refs in (unique, target))
-            copies += copy_ops(builder, view, [copy], item.format, (op.source, op.name))
-            inputs[index] = MemoryInput(target[inverse.reshape(-1)], item.format)
-            own = set(np.unique(target[:, 0]).tolist())
+            more, refs = _copied(builder, item, builder.next_hemisphere(), (op.source, op.name))
+            copies += more
+            inputs[index] = MemoryInput(refs, item.format)
+            own = set(np.unique(refs[:, 0]).tolist())
         seen |= own
     return copies, dataclasses.replace(op, inputs=tuple(inputs))
 

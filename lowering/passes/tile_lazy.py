@@ -109,14 +109,14 @@ def _wanted(tiler: Tiler, value: int, views: tuple[View, ...]) -> tuple[View, ..
 
 
 def _as_views(tiler: Tiler, op: Move, operands: list[int], aval: Aval) -> tuple[View, ...] | None:
-    """The move as views of its operands, in both hemispheres if they are in both; None if lanes have to move."""
+    """The move as views of its operands, at every place if they have equally many; None if lanes have to move."""
     groups = [tiler.all_views(v) for v in operands]
     shapes = [tiler.graph.avals[v].shape for v in operands]
     lanes = tiler.chip.num_lanes
-    if all(len(group) == 2 for group in groups):
-        sides = [_as_view(op, [group[i] for group in groups], shapes, aval, lanes) for i in range(2)]
-        if sides[0] is not None and sides[1] is not None:
-            return sides[0], sides[1]
+    if groups and all(len(group) == len(groups[0]) > 1 for group in groups):
+        places = [_as_view(op, list(place), shapes, aval, lanes) for place in zip(*groups, strict=True)]
+        if all(place is not None for place in places):
+            return tuple(place for place in places if place is not None)
     one = _as_view(op, [group[0] for group in groups], shapes, aval, lanes)
     return None if one is None else (one,)
 

@@ -178,7 +178,7 @@ def _add_terms(builder: StorageBuilder, terms: list[MatMulInput], ops: list[Chai
 def _places(
     builder: StorageBuilder, product: ProductSource, batch: int, tile: int, ops: list[ChainOp], label: Label
 ) -> list[tuple[_Home, ...]]:
-    """Where the weights of one matrix and column tile are: one place or two, each in one part or in several of K.
+    """Where the weights of one matrix and column tile are: one place or more, each in one part or in several of K.
 
     They are copied into weight layout if they are not there.
     """
@@ -189,10 +189,9 @@ def _places(
     found = _homes(builder, product, refs)
     if found is None:
         return [_copied(builder, product, refs, ops, label)]
-    if product.mirror is not None and not np.array_equal(product.mirror[own, tile], refs):
-        second = _homes(builder, product, product.mirror[own, tile])
-        return [found, second] if second is not None else [found]
-    return [found]
+    others = [mirror[own, tile] for mirror in product.mirrors]
+    mirrored = [_homes(builder, product, other) for other in others if not np.array_equal(other, refs)]
+    return [found, *(homes for homes in mirrored if homes is not None)]
 
 
 def _tile_rows(first: int, stop: int, lhs: Windows) -> list[tuple[int, int, int]]:

@@ -71,14 +71,22 @@ class Spread:
 
     unevenness: by which share of their addresses the slice sets of the planes may differ, so that the tiles of one
     product are on different planes; max_piece: vectors of a value that share a storage, so that parts of it are read
-    and written side by side.
+    and written side by side; max_copies: of weights that would leave planes idle; own_operands: parts of a chain
+    have scales and biases of their own.
     """
 
     unevenness: float
     max_piece: int
+    max_copies: int
+    own_operands: bool
 
 
-SPREADS = (Spread(1 / 4, 64), Spread(1 / 32, 64), Spread(0, 128), Spread(0, 256))
+SPREADS = (
+    Spread(1 / 4, 64, 4, True),
+    Spread(1 / 32, 64, 2, False),
+    Spread(0, 128, 2, False),
+    Spread(0, 256, 2, False),
+)
 """In the order in which they are tried: a program that nearly fills the chip has to fill it evenly, in large pieces."""
 
 MAX_TABLE_ADDRESSES = 128
@@ -138,8 +146,8 @@ class StorageBuilder:
 
     def __init__(self, chip: ChipSpec, spread: Spread) -> None:
         self.chip = chip
+        self.spread = spread
         self._max_surplus = int(spread.unevenness * chip.num_addresses_per_slice)
-        self._max_piece = spread.max_piece
         self.storages: list[Storage] = []
         self.constants: list[tuple[np.ndarray, IntArray]] = []
         self._constant_views: dict[tuple[object, ...], View] = {}
@@ -274,7 +282,7 @@ class StorageBuilder:
         """(vectors per storage, interleave) of a plain value: large ones are cut up, so that each part finds room."""
         longest = longest_piece(self.chip)
         if num_iterations == 1 or num_vectors * num_iterations <= longest:
-            return min(num_vectors, longest, self._max_piece), 1
+            return min(num_vectors, longest, self.spread.max_piece), 1
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         per_iteration = max(1, longest * interleave // num_iterations // interleave) * interleave
         return min(per_iteration, -(-num_vectors // interleave) * interleave), interleave
@@ -285,7 +293,7 @@ class StorageBuilder:
         """One storage per matrix and tile of the last axis, rows spread over the 16 slices of a plane's set.
 
         Tiles that are left over when all planes have equally many are split: over K where sums are exact integers, or
-        laid out in both hemispheres (two views) for half of the activation rows each.
+        laid out several times (as many views), each for a share of the activation rows.
         """
         interleave = self.chip.num_streams_per_load // data_format.num_bytes
         rows, tiles = num_rows(aval.shape), num_tiles(aval.shape, self.chip.num_lanes)
@@ -294,16 +302,17 @@ class StorageBuilder:
         left = tiles % (2 * self.chip.num_planes // shared) if demand.num_batches == 1 else 0
         once = int(str(fields["num_iterations"])) == 1 and not demand.scattered
         parts = self._num_parts(left, per_batch, data_format, demand) if once else 1
-        mirrors = once and bool(fields["resident"]) and demand.num_rows >= MIN_MIRRORED_ROWS
-        mirrors = mirrors and 2 * left * shared <= 2 * self.chip.num_planes and parts == 1
-        refs = np.zeros((1 + (mirrors and left > 0), demand.num_batches, per_batch, tiles, 2), np.int64)
+        mirrors = once and bool(fields["resident"]) and demand.num_rows >= MIN_MIRRORED_ROWS and parts == 1
+        copies = min(self.spread.max_copies, 2 * self.chip.num_planes // (left * shared)) if mirrors and left else 1
+        refs = np.zeros((copies, demand.num_batches, per_batch, tiles, 2), np.int64)
         known: list[int] = []
         for batch in range(demand.num_batches):
             for tile in range(tiles):
                 is_left = tile >= tiles - left
+                number = copies if is_left else 1
                 bounds = [i * per_batch // parts // interleave * interleave for i in range(parts)] if is_left else [0]
                 for start, stop in itertools.pairwise([*bounds, per_batch]):
-                    homes = self._weight_storages(stop - start, data_format, demand, fields, is_left and mirrors, known)
+                    homes = self._weight_storages(stop - start, data_format, demand, fields, number, known)
                     known += homes
                     for place, home in enumerate(homes):
                         refs[place:, batch, start:stop, tile] = self.whole(home, stop - start)
@@ -324,10 +333,10 @@ class StorageBuilder:
         data_format: DataFormat,
         demand: Demand,
         fields: dict[str, object],
-        mirrors: bool,
+        copies: int,
         known: Sequence[int],
     ) -> list[int]:
-        """A storage for rows of one column tile; a second one in the other hemisphere if it is mirrored.
+        """Storages for rows of one column tile, each at another plane, in both hemispheres in turn.
 
         known: storages of the other tiles of the same weights.
         """
@@ -337,12 +346,13 @@ class StorageBuilder:
         many = demand.num_rows >= MIN_MIRRORED_ROWS and fields["resident"]
         wide = self.chip.planes_per_tile(data_format.num_bytes) > 1
         side, plane = self._next_pair(addresses) if wide and many else self.next_plane(addresses, known)
-        sides = [side]
-        if mirrors:
-            sides.append(Hemisphere(1 - side))
-            self._loads[sides[1], plane] += addresses
+        planes = [(plane + turn) % self.chip.num_planes for turn in range(self.chip.num_planes)]
+        homes = [(home, number) for number in planes for home in (side, Hemisphere(1 - side))][:copies]
+        for home, number in homes[1:]:
+            self._loads[home, number] += addresses
         return [
-            self.new_storage(padded, data_format, home, interleave=interleave, plane=plane, **fields) for home in sides
+            self.new_storage(padded, data_format, home, interleave=interleave, plane=number, **fields)
+            for home, number in homes
         ]
 
     def _table_view(

@@ -8,7 +8,7 @@ from on_lpu import lower
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_cuts import find_cuts
-from lpu_jax.runtime.ops import Slice
+from lpu_jax.runtime.ops import Broadcast, Slice
 
 
 def rows_of(s, x, start, stop):
@@ -72,3 +72,25 @@ def test_operands_that_share_storages_at_different_times_are_taken_segment_by_se
 def test_a_fold_over_rows_copies_nothing(num_rows):
     graph = lower(lambda x: (-x).max(0), np.ones((num_rows, 12), np.float32))
     assert "operand copy" not in names(graph, groqchip1)
+
+
+def scaled(num_rows):
+    """Rows times a number each lane shares: one vector for all of them."""
+    s = Sketch(seed=6)
+    x, scale = s.random((num_rows, 12)), s.random((1, 12))
+    rows = s.op(Broadcast((0, 1)), scale, shape=(num_rows, 12))
+    return s.build((s.fn("mul", x, rows),)), s.arguments
+
+
+@pytest.mark.parametrize(("num_rows", "parts"), [(512, 2), (64, 1)])
+def test_parts_of_a_long_chain_have_their_own_scale(num_rows, parts):
+    """Else all would read one slice, a vector a cycle; in each hemisphere two parts or more run side by side."""
+    graph, arguments = scaled(num_rows)
+    tiles = tile(graph, groqchip1)
+    chains = [op for block in tiles.blocks for op in block.ops if op.steps[-1].function == "mul"]
+    scales = [int(op.inputs[1].refs[0, 0]) for op in chains]
+    sides = [tiles.storages[int(op.outputs[0].refs[0, 0])].hemisphere for op in chains]
+    for side in set(sides):
+        own = [scale for scale, home in zip(scales, sides, strict=True) if home is side]
+        assert len(set(own)) == len(own) >= parts
+    assert_agrees(graph, groqchip1, arguments)
