@@ -1,4 +1,4 @@
-"""`View` and `Binding`: where the vectors of a value are, and how it meets the host."""
+"""`View` and `Binding`: where the vectors of a value are, and how it meets the host; refs [n, 2] of vectors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+
+_FEW = 512
+"""Up to so many refs a Python set is faster than NumPy."""
+
+
+def storages_of(refs: IntArray) -> list[int]:
+    """The storages that refs [n, 2] name, sorted."""
+    ids = refs[:, 0]
+    return sorted(set(ids.tolist())) if len(refs) <= _FEW else np.unique(ids).tolist()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ from lpu_jax.lowering.host_plan import HostPlan
 from lpu_jax.lowering.tile_bindings import Binding as Binding
 from lpu_jax.lowering.tile_bindings import IntArray as IntArray
 from lpu_jax.lowering.tile_bindings import View as View
+from lpu_jax.lowering.tile_bindings import storages_of as storages_of
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Immediate

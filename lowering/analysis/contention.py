@@ -37,12 +37,22 @@ _SAME_OP = 8
 every half has its latency."""
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Contention:
-    """Cycles lost if two storages share a slice, and those lost only if they also share a bank (a read and a write)."""
+    """Cycles that pairs of storages lose: for storage s those at starts[s] : starts[s + 1]; every pair is there twice.
 
-    slice_cost: int = 0
-    bank_cost: int = 0
+    slice_cost: lost if the two share a slice; bank_cost: lost only if they also share a bank (a read and a write).
+    """
+
+    starts: IntArray
+    others: IntArray
+    slice_cost: IntArray
+    bank_cost: IntArray
+
+    def of(self, storage: int) -> tuple[IntArray, IntArray, IntArray]:
+        """Those that should lie elsewhere than a storage, with both costs."""
+        part = slice(self.starts[storage], self.starts[storage + 1])
+        return self.others[part], self.slice_cost[part], self.bank_cost[part]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,36 +67,54 @@ class Operand:
     order: IntArray | None = None
 
 
-def contention(tiles: TileGraph) -> list[dict[int, Contention]]:
+_Pairs = tuple[IntArray, IntArray, IntArray]
+"""Storages, others, and the cycles in which both are accessed."""
+
+
+def contention(tiles: TileGraph) -> Contention:
     """For every storage, those that should lie elsewhere."""
-    found: list[dict[int, Contention]] = [{} for _ in tiles.storages]
+    count = len(tiles.storages)
+    found: tuple[list[_Pairs], list[_Pairs]] = ([], [])  # two reads or two writes; a read and a write
 
     def add(one: Operand, other: Operand, weight: int) -> None:
-        for a, b, cycles in _simultaneous(one, other):
-            if a == b:
-                continue
-            for pair in (found[a].setdefault(b, Contention()), found[b].setdefault(a, Contention())):
-                if one.is_write == other.is_write:
-                    pair.slice_cost += weight * cycles
-                else:
-                    pair.bank_cost += weight * cycles
+        a, b, cycles = _simultaneous(one, other, count)
+        found[one.is_write != other.is_write].append((a, b, weight * cycles))
 
     for block in tiles.blocks:
         add(*_long_products(block), 1)
         for ops in side_by_side(tiles, block):
             for one, other in itertools.combinations([each for op in ops for each in operands(op)], 2):
                 add(one, other, _SAME_OP)
-    return found
+    return _summed(found, count)
 
 
-def _simultaneous(one: Operand, other: Operand) -> list[tuple[int, int, int]]:
-    """(storage, other storage, cycles in which both are accessed)."""
+def _summed(found: tuple[list[_Pairs], list[_Pairs]], count: int) -> Contention:
+    """Adds up the costs of every pair of `count` storages, in both directions."""
+    kinds: list[tuple[IntArray, IntArray]] = []
+    none = np.zeros(0, np.int64)
+    for pairs in found:
+        a, b, cycles = (np.concatenate(column) for column in zip((none, none, none), *pairs, strict=True))
+        apart = a != b
+        a, b, cycles = a[apart], b[apart], cycles[apart]
+        kinds.append((np.concatenate([a * count + b, b * count + a]), np.concatenate([cycles, cycles])))
+    keys = np.unique(np.concatenate([key for key, _ in kinds]))
+    costs = np.zeros((len(kinds), len(keys)), np.int64)
+    for cost, (key, cycles) in zip(costs, kinds, strict=True):
+        np.add.at(cost, np.searchsorted(keys, key), cycles)
+    starts = np.searchsorted(keys, np.arange(count + 1) * count)
+    return Contention(starts, keys % max(count, 1), *costs)
+
+
+def _simultaneous(one: Operand, other: Operand, count: int) -> _Pairs:
+    """Pairs of `count` storages, one of each operand; in which cycles both are accessed."""
     if one.order is None or other.order is None or len(one.words) * len(other.words) <= _FEW_PAIRS:
-        pairs = itertools.product(one.words.items(), other.words.items())
-        return [(a, b, min(words, others)) for (a, words), (b, others) in pairs]
-    count = min(len(one.order), len(other.order))
-    both, cycles = np.unique(np.stack([one.order[:count], other.order[:count]]), axis=1, return_counts=True)
-    return [(int(a), int(b), int(n)) for a, b, n in zip(*both, cycles, strict=True)]
+        (a, words), (b, others) = (
+            np.array([*operand.words.items()], np.int64).reshape(-1, 2).T for operand in (one, other)
+        )
+        return np.repeat(a, len(b)), np.tile(b, len(a)), np.minimum(words[:, None], others).reshape(-1)
+    length = min(len(one.order), len(other.order))
+    both, cycles = np.unique(one.order[:length] * count + other.order[:length], return_counts=True)
+    return both // count, both % count, cycles
 
 
 def companions(tiles: TileGraph) -> dict[int, int]:
@@ -170,5 +198,8 @@ def _streaming(is_write: bool, refs: IntArray) -> Operand:
 
 
 def _words(refs: IntArray) -> dict[int, int]:
-    storages, counts = np.unique(refs[:, 0], return_counts=True)
+    ids = refs[:, 0]
+    if (ids == ids[:1]).all():
+        return dict.fromkeys(ids[:1].tolist(), len(ids))
+    storages, counts = np.unique(ids, return_counts=True)
     return dict(zip(storages.tolist(), counts.tolist(), strict=True))

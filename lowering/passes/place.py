@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from lpu_jax.lowering.analysis.contention import Contention, companions, contention, streamed
+from lpu_jax.lowering.analysis.contention import companions, contention, streamed
 from lpu_jax.lowering.host_plan import loop_blocks, read_by_host
+from lpu_jax.lowering.passes.place_search import Busy, Slots
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
     GatherInput,
@@ -28,6 +27,7 @@ from lpu_jax.lowering.tile_ir import (
     TileGraph,
     TileOp,
     TransposeOp,
+    storages_of,
 )
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
@@ -59,38 +59,34 @@ class AllocatedGraph:
 def op_reads(op: TileOp) -> list[int]:
     """Storages that a tile op reads."""
     if isinstance(op, TransposeOp):
-        return _ids(op.source_refs)
+        return storages_of(op.source_refs)
     if isinstance(op, PermuteOp):
-        return _ids(op.source_refs) + _ids(op.maps)
+        return storages_of(op.source_refs) + storages_of(op.maps)
     found: list[int] = []
     for item in op.inputs:
         if isinstance(item, MemoryInput):
-            found += _ids(item.refs)
+            found += storages_of(item.refs)
         elif isinstance(item, GatherInput):
-            found += [*_ids(item.maps), item.table]
+            found += [*storages_of(item.maps), item.table]
         else:
             assert isinstance(item, MatMulInput)
             for refs in item.activations:
-                found += _ids(refs)
+                found += storages_of(refs)
             found += [weight.storage for weight in item.weights]
     for output in op.outputs:
         if not isinstance(output, MemoryOutput):
-            found += _ids(output.maps)
+            found += storages_of(output.maps)
     return found
 
 
 def op_writes(op: TileOp) -> list[int]:
     """Storages that a tile op writes."""
     if not isinstance(op, ChainOp):
-        return _ids(op.targets)
+        return storages_of(op.targets)
     found: list[int] = []
     for output in op.outputs:
-        found += _ids(output.refs) if isinstance(output, MemoryOutput) else [output.table]
+        found += storages_of(output.refs) if isinstance(output, MemoryOutput) else [output.table]
     return found
-
-
-def _ids(refs: np.ndarray) -> list[int]:
-    return [int(s) for s in np.unique(refs[:, 0])]
 
 
 def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
@@ -108,9 +104,8 @@ def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
                 spans[touched].append(position)
             position += 1
         if block.num_iterations > 1:
-            inside = {s for op in block.ops for s in op_reads(op) + op_writes(op)}
-            for used in sorted(inside):
-                if spans[used][0] < start or _read_before_written(block.ops, used):
+            for used, is_read in _read_first(block.ops).items():
+                if spans[used][0] < start or is_read:
                     spans[used] += [start, stop - 1]
     extend_through_loops(tiles, spans)
     last_use = [(min(s), max(s)) if s else (0, -1) for s in spans]
@@ -131,25 +126,21 @@ def extend_through_loops(tiles: TileGraph, spans: list[list[int]]) -> None:
     ends = [0, *itertools.accumulate(len(block.ops) for block in tiles.blocks)]
     for first, last in loop_blocks(tiles.plan):
         start, stop = ends[first], ends[last]
-        is_read_first: dict[int, bool] = {}
-        for block in tiles.blocks[first:last]:
-            for op in block.ops:
-                for used in op_reads(op):
-                    is_read_first.setdefault(used, True)
-                for used in op_writes(op):
-                    is_read_first.setdefault(used, False)
-        for used, read_first in is_read_first.items():
-            if read_first or min(spans[used]) < start:
+        is_read_first = _read_first(op for block in tiles.blocks[first:last] for op in block.ops)
+        for used, is_read in is_read_first.items():
+            if is_read or min(spans[used]) < start:
                 spans[used] += [start, stop - 1]
 
 
-def _read_before_written(ops: tuple[TileOp, ...], storage: int) -> bool:
+def _read_first(ops: Iterable[TileOp]) -> dict[int, bool]:
+    """For every storage that some ops touch: whether they read it before they write it."""
+    found: dict[int, bool] = {}
     for op in ops:
-        if storage in op_reads(op):
-            return True
-        if storage in op_writes(op):
-            return False
-    return False
+        for used in op_reads(op):
+            found.setdefault(used, True)
+        for used in op_writes(op):
+            found.setdefault(used, False)
+    return found
 
 
 def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
@@ -158,54 +149,11 @@ def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
     for block in tiles.blocks:
         for op in block.ops:
             if isinstance(op, PermuteOp) and op.unit is SxmUnit.DISTRIBUTOR:
-                for one in _ids(op.source_refs):
-                    for other in _ids(op.maps):
+                for one in storages_of(op.source_refs):
+                    for other in storages_of(op.maps):
                         found[one].add(other)
                         found[other].add(one)
     return found
-
-
-class _Slots:
-    """Address ranges taken in every slice: (first, stop, live start, live end, storage)."""
-
-    def __init__(self, chip: ChipSpec) -> None:
-        self.chip = chip
-        self.taken: dict[tuple[Hemisphere, int], list[tuple[int, int, int, int, int]]] = {
-            (side, s): [] for side in Hemisphere for s in range(chip.num_slices)
-        }
-
-    def fit(
-        self, side: Hemisphere, slices: tuple[int, ...], size: int, live: tuple[int, int] | None, bank: int | None
-    ) -> int | None:
-        """Lowest base at which `size` addresses are free in all slices, within one bank if it is given.
-
-        live=None: addresses that were never used by anybody.
-        """
-        blocked = sorted(
-            (first, stop)
-            for s in slices
-            for first, stop, start, end, _ in self.taken[side, s]
-            if live is None or (start <= live[1] and live[0] <= end)
-        )
-        end = self.chip.num_addresses_per_slice
-        base = 0
-        if bank is not None:
-            base, end = (number * self.chip.num_addresses_per_bank for number in (bank, bank + 1))
-        for first, stop in [*blocked, (end, end)]:
-            if base + size <= min(first, end):
-                return base
-            base = max(base, stop)
-        return None
-
-    def take(self, side: Hemisphere, place: Place, size: int, live: tuple[int, int], storage: int) -> tuple[int, ...]:
-        """Marks a range as taken; returns the dead storages it overlaps."""
-        old = set()
-        for s in place.slices:
-            for first, stop, _, _, other in self.taken[side, s]:
-                if first < place.base + size and place.base < stop:
-                    old.add(other)
-            self.taken[side, s].append((place.base, place.base + size, *live, storage))
-        return tuple(sorted(old))
 
 
 def slice_sets(chip: ChipSpec, hemisphere: Hemisphere) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
@@ -251,10 +199,11 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     """Places every storage; raises SramOverflowError if the program does not fit the chip."""
     chip = tiles.chip
     ranges = live_ranges(tiles)
-    slots = _Slots(chip)
+    slots = Slots(chip)
     places: list[Place | None] = [None] * len(tiles.storages)
     reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
-    costs, strict, operand_of = contention(tiles), _strictly_apart(tiles), companions(tiles)
+    busy = Busy(chip, tiles.storages, contention(tiles))
+    strict, operand_of = _strictly_apart(tiles), companions(tiles)
     homes: dict[int, list[tuple[int, ...]]] = {}
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
     fixed_turn = {s for block in tiles.blocks for s in streamed(block)}
@@ -263,7 +212,6 @@ def place(tiles: TileGraph) -> AllocatedGraph:
         live = ranges[storage.id]
         if live[1] < live[0]:
             continue
-        busy = _Busy(tiles, places, storage, costs[storage.id])
         never = {s for other in strict[storage.id] for s in _slices(tiles, places, storage, other)}
         turn = 0 if storage.id in fixed_turn else turn  # few slices, so that results find others
         candidates = [slices for slices in _candidates(chip, storage, turn) if never.isdisjoint(slices)]
@@ -272,7 +220,9 @@ def place(tiles: TileGraph) -> AllocatedGraph:
         found = _search(slots, storage, candidates, live, busy, storage.id in written)
         if found is None:
             raise overflow(tiles, storage)
-        reuses[storage.id] = slots.take(storage.hemisphere, found, storage.num_addresses, live, storage.id)
+        size, side = storage.num_addresses, storage.hemisphere
+        reuses[storage.id] = slots.take(side, found.slices, found.base, size, live, storage.id)
+        busy.add(storage, found.slices, found.base)
         places[storage.id] = found
         home.append(found.slices)
     return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
@@ -284,45 +234,18 @@ def _slices(tiles: TileGraph, places: Sequence[Place | None], storage: Storage, 
     return spot.slices if spot is not None and tiles.storages[other].hemisphere == storage.hemisphere else ()
 
 
-class _Busy:
-    """Cycles that a storage would lose in every slice of its hemisphere, whatever its bank or in one of them."""
-
-    def __init__(
-        self, tiles: TileGraph, places: Sequence[Place | None], storage: Storage, costs: dict[int, Contention]
-    ) -> None:
-        self.cycles: dict[tuple[int, int], int] = {}
-        self.all_banks = range(tiles.chip.num_banks)
-        per_bank = tiles.chip.num_addresses_per_bank
-        for other, cost in costs.items():
-            spot, size = places[other], tiles.storages[other].num_addresses
-            for s in _slices(tiles, places, storage, other):
-                assert spot is not None
-                for bank in range(tiles.chip.num_banks):
-                    shared = spot.base // per_bank <= bank <= (spot.base + size - 1) // per_bank
-                    lost = cost.slice_cost + (cost.bank_cost if shared else 0)
-                    self.cycles[s, bank] = self.cycles.get((s, bank), 0) + lost
-
-    def cost(self, slices: tuple[int, ...], bank: int | None) -> int:
-        """Cycles lost in some slices; without a bank those of all count."""
-        banks = self.all_banks if bank is None else (bank,)
-        return sum(self.cycles.get((s, b), 0) for s in slices for b in banks)
-
-
 def _search(
-    slots: _Slots,
+    slots: Slots,
     storage: Storage,
     candidates: list[tuple[int, ...]],
     live: tuple[int, int],
-    busy: _Busy,
+    busy: Busy,
     is_written: bool,
 ) -> Place | None:
     """The free place that costs least; among equals one that was never used before."""
     one_bank = is_written and storage.num_addresses <= slots.chip.num_addresses_per_bank
     banks: Sequence[int | None] = range(slots.chip.num_banks) if one_bank else (None,)
-    options = [(slices, bank) for slices in candidates for bank in banks]
-    priced = sorted(((busy.cost(*option), option) for option in options), key=lambda pair: pair[0])
-    for _, equals in itertools.groupby(priced, key=lambda pair: pair[0]):
-        choices = [option for _, option in equals]
+    for choices in busy.by_cost(storage.id, candidates, banks):
         for fresh in (None, live):
             for slices, bank in choices:
                 base = slots.fit(storage.hemisphere, slices, storage.num_addresses, fresh, bank)

@@ -15,22 +15,30 @@ def sum_of_two(rows=6):
     return s.build((s.fn("add", s.random((rows, 16)), s.random((rows, 16))),))
 
 
+def costs_of(tiles):
+    """Storage -> other -> (cost of a common slice, cost of a common bank)."""
+    costs = contention(tiles)
+    found = {}
+    for storage in range(len(tiles.storages)):
+        others, *both = (column.tolist() for column in costs.of(storage))
+        found[storage] = dict(zip(others, zip(*both, strict=True), strict=True))
+    return found
+
+
 def test_operands_of_one_op_shun_slices_and_its_results_banks():
     tiles = tile(sum_of_two(), tiny)
     (op,) = tiles.blocks[0].ops
     first, second, result = ({*operand.words} for operand in operands(op))
-    costs = contention(tiles)
+    costs = costs_of(tiles)
     for one in first:
-        assert all(costs[one][other].slice_cost > 0 and costs[one][other].bank_cost == 0 for other in second)
-        assert all(costs[one][other].bank_cost > 0 and costs[one][other].slice_cost == 0 for other in result)
+        assert all(costs[one][other][0] > 0 and costs[one][other][1] == 0 for other in second)
+        assert all(costs[one][other][1] > 0 and costs[one][other][0] == 0 for other in result)
 
 
 def test_costs_are_symmetric_and_grow_with_the_vectors():
-    few, many = (contention(tile(sum_of_two(rows), tiny)) for rows in (4, 8))
-    assert all(
-        costs[b][a] == cost for costs in (few, many) for a, found in enumerate(costs) for b, cost in found.items()
-    )
-    total = [sum(c.slice_cost + c.bank_cost for found in costs for c in found.values()) for costs in (few, many)]
+    few, many = (costs_of(tile(sum_of_two(rows), tiny)) for rows in (4, 8))
+    assert all(costs[b][a] == cost for costs in (few, many) for a, found in costs.items() for b, cost in found.items())
+    total = [sum(sum(cost) for found in costs.values() for cost in found.values()) for costs in (few, many)]
     assert total[1] == 2 * total[0] > 0
 
 

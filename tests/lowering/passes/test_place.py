@@ -11,6 +11,7 @@ from helpers import Sketch, assert_agrees
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering import pipeline
 from lpu_jax.lowering.passes.place import place, verify_allocation
+from lpu_jax.lowering.passes.place_search import lowest_gap, with_range
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_storage import SPREADS
 from lpu_jax.lowering.pipeline import compile_graph
@@ -245,3 +246,29 @@ def test_maps_find_a_slice_beside_values_that_could_fill_all_of_them():
     places = place(tiles).places
     for value in places[:3]:
         assert places[3].slices[0] not in value.slices
+
+
+def first_gap(blocked, base, end, size):
+    """As lowest_gap, word by word."""
+    taken = {word for start, stop in blocked for word in range(start, stop)}
+    return next((b for b in range(base, end - size + 1) if taken.isdisjoint(range(b, b + size))), None)
+
+
+def test_the_lowest_gap_is_found_whatever_is_taken():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        starts = rng.integers(0, 60, rng.integers(0, 12))
+        blocked = np.stack([starts, starts + rng.integers(1, 9, len(starts))], axis=1)
+        base, size = int(rng.integers(0, 30)), int(rng.integers(1, 20))
+        assert lowest_gap(blocked, base, 64, size) == first_gap(blocked, base, 64, size)
+
+
+def test_ranges_that_touch_become_one():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        ranges, taken = np.zeros((0, 2), np.int64), set()
+        for start, length in zip(rng.integers(0, 60, 9).tolist(), rng.integers(1, 9, 9).tolist(), strict=True):
+            ranges = with_range(ranges, start, start + length)
+            taken |= set(range(start, start + length))
+            assert {word for low, high in ranges for word in range(low, high)} == taken
+            assert (ranges[1:, 0] > ranges[:-1, 1]).all()
