@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
-from lpu_jax.lowering.passes.reservations import Tables, booked_keys
+from lpu_jax.lowering.passes.reservation_table import booked_keys
+from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.schedule_product import MAX_GAP, Placement, Planes, ProductPlacer
 from lpu_jax.lowering.passes.template import Key, MemoryAccess, Product, Template
 from lpu_jax.lowering.passes.template_chain import chain_template

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from lpu_jax.lowering.passes.reservations import Table, Tables
+from lpu_jax.lowering.passes.reservation_table import Table
+from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.template import ACCUMULATOR, Access, Key, Product, ProductTile, Row, Slot, Template
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import MXM_WEIGHTS, Opcode, mxm_queue

@@ -1,12 +1,17 @@
 """Reservation tables: what is booked never meets, and runs that take every second cycle leave the others free."""
 
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.chips import tiny
+from lpu_jax.lowering.passes import free_times
+from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.reservations import Tables
-from lpu_jax.lowering.passes.template import Accesses, Run, Template, merge_own
+from lpu_jax.lowering.passes.template import ALTERNATE, Accesses, Run, Template, merge_own
 from lpu_jax.runtime.isa import Opcode
 
 RUNS = st.lists(
@@ -72,3 +77,34 @@ def test_runs_of_odd_intervals_take_all_cycles():
     tables, template = Tables(tiny), template_of([("R", 0, 0, 10, 3)])
     tables.book(template, *tables.fit(template, 0))
     assert tables.fit(template, 0)[0] == 28
+
+
+def first_free(tables, fixed, time):
+    """Cycle by cycle: the first time at which no table that a booking takes is busy."""
+    while any(
+        tables[key].free_from(time + start, time + end) > time + start
+        for base, start, end in fixed
+        for key in booked_keys(base, time + start)
+    ):
+        time += 1
+    return time
+
+
+@pytest.mark.parametrize("window", [4, 1024])
+def test_free_times_are_those_of_a_search_cycle_by_cycle(window, monkeypatch):
+    monkeypatch.setattr(free_times, "_WINDOW", window)
+    rng = np.random.default_rng(window)
+    for _ in range(40):
+        tables = Tables(tiny)
+        for resource, parity in itertools.product(range(3), range(2)):
+            for start in np.nonzero(rng.random(60) < 0.3)[0].tolist():
+                tables["R", resource, parity].book(3 * start, 3 * start + int(rng.integers(1, 3)))
+        fixed = [
+            (("R", int(r), *([ALTERNATE] if r else [])), int(s), int(s + n))
+            for r, s, n in zip(rng.integers(0, 3, 3), rng.integers(-5, 9, 3), rng.integers(1, 4, 3), strict=True)
+        ]
+        free, time = free_times.FreeTimes(tables.of, fixed, 7), 7
+        for step in rng.integers(0, 40, 8).tolist():
+            expected = first_free(tables, fixed, time + step)
+            time = free.next(time + step)
+            assert time == expected

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lpu_jax.lowering.passes.reservations import booked_keys
+from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.template import Accesses, Row, Run, Template, affine_runs, merge_own
 from lpu_jax.runtime.isa import Opcode
 
