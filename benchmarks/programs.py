@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,8 @@ Shape = jax.ShapeDtypeStruct
 GEMM_COLUMNS = (1376, 1600, 2048, 2560, 3200, 3500)
 """N of the table in machine.md 2.1 (published: at least 80 % of peak for N = 1376..3500)."""
 GEMM_ROWS, GEMM_INNER = 2304, 4096
+RESNET_CYCLES = {"resnet-50": 44_118, "resnet-101": 62_937, "resnet-152": 84_112}  # images/s at 900 MHz, ABS20, ISCA20
+_RESNET = "batch 1, products in int8 with a scale per image that is found while it runs"
 BERT_BASE_CYCLES = 117_000  # 130 us at 900 MHz, AF22
 BERT_LARGE_CYCLES = 1_225 * 900  # P99 of 1,225 us; the four chips of the pipeline work one after the other (R2)
 
@@ -157,6 +160,8 @@ def _model_cases() -> Iterator[Case]:
         published=BERT_LARGE_CYCLES // 24,
         note="seq 384, int8 weights; published: a 24th of the P99, PCIe and links included",
     )
+    yield _case("resnet-50", lambda: resnet((3, 4, 6, 3)), published=RESNET_CYCLES["resnet-50"], note=_RESNET)
+    yield _case("resnet-101", lambda: resnet((3, 4, 23, 3)), published=RESNET_CYCLES["resnet-101"], note=_RESNET)
 
 
 def smollm2_config(num_layers: int, context: int, vocab_size: int = 49152) -> Smollm2Config:
@@ -192,6 +197,13 @@ def _prefill_of(tokens: int) -> Callable[[], Built]:
         return function, (model, Shape((tokens,), jnp.int32), Shape((), jnp.int32))
 
     return build
+
+
+def resnet(blocks: tuple[int, ...]) -> Built:
+    """A ResNet of bottlenecks on one image of 224 x 224, products in int8."""
+    model, image = flax_models.ResNet(blocks), Shape((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return lpu_jax.lpu(model.apply, resident_argnums=0, precision="int8"), (variables, image)
 
 
 class QuantizedLinear(nnx.Module):  # type: ignore[misc]

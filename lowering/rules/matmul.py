@@ -2,8 +2,8 @@
 
 An exact power of two brings a float32 operand into the range of float16: per row of the lhs, 2^-e puts the sum of
 magnitudes into [2^14, 2^15); per matrix of the rhs it puts the sum of the largest magnitudes along its last axis (as
-the user wrote it) there. The product is multiplied by the inverse powers, so it is the exactly summed, once rounded
-product of the operands rounded to float16.
+the user wrote it) there. The input of a convolution has a power per image. The product is multiplied by the inverse
+powers, so it is the exactly summed, once rounded product of the operands rounded to float16.
 
 Weights in block floating point enter as they are stored, blocks along K; no power is needed beside their own.
 """
