@@ -1,99 +1,123 @@
-"""The times at which all fixed bookings of a template are free.
+"""The times at which all fixed bookings of a template are free, found for some thousand cycles at once.
 
-An interval [a, b) of a table forbids the booking [time + start, time + end) at a - end < time < b - start. First the
-bookings are asked one after the other, each from where the last one ended; if one was in the way, the forbidden times
-of all are counted at once, in a window of some thousand cycles.
+The busy cycles of a resource are bits of integers. A booking [time + start, time + end) is in the way at `time` if any
+of the bits start .. end - 1, seen from there, is set: the bits are smeared over the length of the booking, shifted by
+its start, and joined with those of all other bookings. The bits that stay 0 are free times.
 """
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
-import numpy as np
-
-from lpu_jax.lowering.passes.reservation_table import Table
 from lpu_jax.lowering.passes.template import ALTERNATE, Interval, Key
-from lpu_jax.lowering.tile_ir import IntArray
 
-_WINDOW = 1024
-_LARGEST_WINDOW = 16384
+_SHIFT = 12
+CHUNK = 1 << _SHIFT
+"""Cycles of an integer, and of a window."""
+_ALL = (1 << CHUNK) - 1
+_EVEN = _ALL // 3
+"""Every second bit, from the first one on."""
+_CHECK = 32
+"""After so many bookings it is asked whether any time is left."""
 
-_Obstacle = tuple["array[int]", "array[int]", int, int]
-"""Starts and ends of a table's intervals, and the start and end of a booking relative to time zero."""
+
+class BusyCycles:
+    """Busy cycles of one resource: bits of one integer for every CHUNK cycles."""
+
+    __slots__ = ("chunks", "end")
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, int] = {}
+        self.end = -(2**40)  # no later cycle was ever busy
+
+    def book(self, start: int, end: int) -> None:
+        """Marks [start, end) busy."""
+        for number, mask in _masks(start, end):
+            self.chunks[number] = self.chunks.get(number, 0) | mask
+        self.end = max(self.end, end)
+
+    def release(self, start: int, end: int) -> None:
+        """Takes back the booking of [start, end)."""
+        for number, mask in _masks(start, end):
+            self.chunks[number] &= ~mask
+
+    def window(self, start: int, length: int) -> int:
+        """Bits of the cycles from `start` on: at least `length` of them."""
+        number, offset = start >> _SHIFT, start & (CHUNK - 1)
+        bits = self.chunks.get(number, 0) >> offset
+        known = CHUNK - offset
+        while known < length:
+            number += 1
+            bits |= self.chunks.get(number, 0) << known
+            known += CHUNK
+        return bits
+
+
+def _masks(start: int, end: int) -> list[tuple[int, int]]:
+    """(number of a chunk, its bits) of the cycles [start, end)."""
+    number, last = start >> _SHIFT, (end - 1) >> _SHIFT
+    if number == last:
+        return [(number, ((1 << (end - start)) - 1) << (start & (CHUNK - 1)))]
+    found = [(number, _ALL >> (start & (CHUNK - 1)) << (start & (CHUNK - 1)))]
+    found += [(middle, _ALL) for middle in range(number + 1, last)]
+    return [*found, (last, (1 << (end - last * CHUNK)) - 1)]
+
+
+def smeared(bits: int, length: int) -> int:
+    """Bit i of the result: whether any of the bits i .. i + length - 1 is set."""
+    done = 1
+    while done < length:
+        step = min(done, length - done)
+        bits |= bits >> step
+        done += step
+    return bits
+
+
+_Booking = tuple[BusyCycles, int, int]
+"""A resource, and the first cycle and the length of a booking relative to time zero."""
 
 
 class FreeTimes:
-    """Times from `earliest` on at which bookings meet no interval of their tables."""
+    """Times from `earliest` on at which bookings meet no busy cycle of their resources."""
 
-    def __init__(self, tables_of: Callable[[Key], tuple[Table, ...]], fixed: list[Interval], earliest: int) -> None:
-        self.always: list[_Obstacle] = []
-        self.at_parity: tuple[list[_Obstacle], list[_Obstacle]] = ([], [])  # at even times, at odd ones
+    def __init__(
+        self, resources_of: Callable[[Key], tuple[BusyCycles, ...]], fixed: list[Interval], earliest: int
+    ) -> None:
+        self.always: list[_Booking] = []
+        self.at_parity: tuple[list[_Booking], list[_Booking]] = ([], [])  # at even times, at odd ones
         for key, start, end in fixed:
-            for parity, table in enumerate(tables_of(key)):
-                if table.ends and table.ends[-1] > earliest + start:  # others are free from `earliest` on
+            for parity, busy in enumerate(resources_of(key)):
+                if busy.end > earliest + start:  # others are free from `earliest` on
                     found = self.at_parity[(start + parity) % 2] if key[-1] == ALTERNATE else self.always
-                    found.append((table.starts, table.ends, start, end))
-        self.first, self.width = 0, 0  # times that were looked at
-        self.free = np.zeros(0, np.int64)  # those of them that are free
+                    found.append((busy, start, end - start))
+        self.first = earliest - CHUNK
+        self.free = 0  # bit i: first + i is free
 
     def next(self, time: int) -> int:
-        """The first free time from `time` on."""
-        if not self.first <= time < self.first + self.width:
-            moved = self._moved(time)
-            if moved == time:
-                return time
-            self._look(moved, _WINDOW)
-            time = moved
+        """The first free time from `time` on; `time` never becomes less from call to call."""
         while True:
-            index = int(np.searchsorted(self.free, time))
-            if index < len(self.free):
-                return int(self.free[index])
-            time = self.first + self.width
-            self._look(time, min(2 * self.width, _LARGEST_WINDOW))
+            if time >= self.first + CHUNK:
+                self._look(time)
+            bits = self.free >> (time - self.first)
+            if bits:
+                return time + (bits & -bits).bit_length() - 1
+            time = self.first + CHUNK
 
-    def _moved(self, time: int) -> int:
-        """`time` if it is free, else a later time before which none is."""
-        for starts, ends, start, end in self.always:  # as Table.free_from
-            index = bisect_left(starts, time + end)
-            if index and ends[index - 1] > time + start:
-                time = ends[index - 1] - start
-        return time + any(_is_taken(obstacle, time) for obstacle in self.at_parity[time % 2])
-
-    def _look(self, first: int, width: int) -> None:
-        """Counts the intervals that forbid each of the times first .. first + width - 1."""
-        taken = _forbidding(self.always, first, width)
-        self.first, self.width = first, width
-        for parity, obstacles in enumerate(self.at_parity):
-            if obstacles:
-                mine = slice((first + parity) % 2, None, 2)
-                taken[mine] += _forbidding(obstacles, first, width)[mine]
-        self.free = first + np.nonzero(taken == 0)[0]
+    def _look(self, first: int) -> None:
+        """Finds the free times of a window."""
+        taken = _taken(self.always, first, 0)
+        for parity, bookings in enumerate(self.at_parity):
+            mine = _EVEN << ((first + parity) % 2)
+            if bookings and taken & mine != mine & _ALL:
+                taken |= _taken(bookings, first, taken | ~mine & _ALL) & mine
+        self.first, self.free = first, _ALL & ~taken
 
 
-def _is_taken(obstacle: _Obstacle, time: int) -> bool:
-    starts, ends, start, end = obstacle
-    index = bisect_left(starts, time + end)
-    return bool(index) and ends[index - 1] > time + start
-
-
-def _forbidding(obstacles: list[_Obstacle], first: int, width: int) -> IntArray:
-    """Intervals that forbid each of the times first .. first + width - 1: int64 [width]."""
-    lows, highs = array("q"), array("q")
-    counts, begins, stops = array("q"), array("q"), array("q")
-    for starts, ends, start, end in obstacles:
-        low = bisect_right(ends, first + start)
-        high = bisect_left(starts, first + width - 1 + end, low)
-        if low < high:
-            lows.extend(starts[low:high])
-            highs.extend(ends[low:high])
-            counts.append(high - low)
-            begins.append(start)
-            stops.append(end)
-    repeats = np.array(counts)
-    forbidden = np.array(lows) - np.repeat(np.array(stops), repeats) + 1 - first
-    allowed = np.array(highs) - np.repeat(np.array(begins), repeats) - first
-    change = np.bincount(np.clip(forbidden, 0, width), minlength=width + 1)
-    change -= np.bincount(np.clip(allowed, 0, width), minlength=width + 1)
-    return np.cumsum(change)[:width]
+def _taken(bookings: list[_Booking], first: int, taken: int) -> int:
+    """Adds to `taken` the times first + i at which a booking is in the way; ends early when no time is left."""
+    for number, (busy, start, length) in enumerate(bookings):
+        bits = busy.window(first + start, CHUNK + length - 1)
+        taken |= smeared(bits, length) if length > 1 else bits
+        if number % _CHECK == 0 and taken & _ALL == _ALL:
+            break
+    return taken

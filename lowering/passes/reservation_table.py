@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left, bisect_right
 
 from lpu_jax.lowering.passes.template import ALTERNATE, Key
@@ -14,8 +13,8 @@ class Table:
     __slots__ = ("ends", "starts")
 
     def __init__(self) -> None:
-        self.starts = array("q")
-        self.ends = array("q")
+        self.starts: list[int] = []
+        self.ends: list[int] = []
 
     def free_from(self, start: int, end: int) -> int:
         """`start` if [start, end) is free, else the end of the last interval in the way."""
@@ -31,8 +30,8 @@ class Table:
         assert first <= start
         assert end <= last
         rest = [(a, b) for a, b in ((first, start), (end, last)) if a < b]
-        self.starts[index : index + 1] = array("q", [a for a, _ in rest])
-        self.ends[index : index + 1] = array("q", [b for _, b in rest])
+        self.starts[index : index + 1] = [a for a, _ in rest]
+        self.ends[index : index + 1] = [b for _, b in rest]
 
     def book(self, start: int, end: int) -> None:
         """Marks [start, end) busy; merges with neighbours that touch."""

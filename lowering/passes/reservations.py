@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lpu_jax.lowering.passes.free_times import FreeTimes
+from lpu_jax.lowering.passes.free_times import BusyCycles, FreeTimes
 from lpu_jax.lowering.passes.reservation_table import Table, table_keys
 from lpu_jax.lowering.passes.template import ALTERNATE, Flexible, Key, Template, stream_direction
 from lpu_jax.runtime.chip import ChipSpec
@@ -50,19 +50,20 @@ def accumulator_parts(chip: ChipSpec) -> tuple[int, int]:
 
 
 class Tables:
-    """Reservation tables of a block, made on first use."""
+    """Reservation tables of a block, made on first use: busy cycles for fixed bookings, intervals for all others."""
 
     def __init__(self, chip: ChipSpec) -> None:
         self.chip = chip
         self.tables: dict[Key, Table] = {}
-        self.homes: dict[Key, tuple[Table, ...]] = {}
+        self.fixed: dict[Key, BusyCycles] = {}
+        self.homes: dict[Key, tuple[BusyCycles, ...]] = {}
         self.pools: dict[tuple[object, ...], dict[int, list[Table]]] = {}
 
-    def of(self, key: Key) -> tuple[Table, ...]:
-        """The tables of a booking, as `table_keys` names them."""
+    def of(self, key: Key) -> tuple[BusyCycles, ...]:
+        """The busy cycles that a fixed booking meets, as `table_keys` names them."""
         found = self.homes.get(key)
         if found is None:
-            found = self.homes[key] = tuple(self[k] for k in table_keys(key))
+            found = self.homes[key] = tuple(self.fixed.setdefault(k, BusyCycles()) for k in table_keys(key))
         return found
 
     def __getitem__(self, key: Key) -> Table:
@@ -150,12 +151,14 @@ class Tables:
                 return None, time + (wait or 1)
         return tuple(chosen), time
 
-    def _spans(self, template: Template, time: int, chosen: tuple[int, ...]) -> Iterator[tuple[Table, int, int]]:
+    def _spans(
+        self, template: Template, time: int, chosen: tuple[int, ...]
+    ) -> Iterator[tuple[Table | BusyCycles, int, int]]:
         for key, start, end in template.fixed:
             first, stop = time + start, time + end
-            tables = self.of(key)
-            for table in tables if key[-1] != ALTERNATE else (tables[first % 2],):
-                yield table, first, stop
+            resources = self.of(key)
+            for busy in resources if key[-1] != ALTERNATE else (resources[first % 2],):
+                yield busy, first, stop
         for item, choice in zip(template.flexible, chosen, strict=True):
             for table in self.choices(item)[choice]:
                 yield table, time + item.start, time + item.end

@@ -1,14 +1,12 @@
 """Reservation tables: what is booked never meets, and runs that take every second cycle leave the others free."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.chips import tiny
-from lpu_jax.lowering.passes import free_times
+from lpu_jax.lowering.passes.free_times import CHUNK, BusyCycles, FreeTimes
 from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.template import ALTERNATE, Accesses, Run, Template, merge_own
@@ -79,32 +77,48 @@ def test_runs_of_odd_intervals_take_all_cycles():
     assert tables.fit(template, 0)[0] == 28
 
 
-def first_free(tables, fixed, time):
-    """Cycle by cycle: the first time at which no table that a booking takes is busy."""
+def first_free(busy, fixed, time):
+    """Cycle by cycle: the first time at which no resource that a booking takes is busy; busy: (key, cycle)."""
     while any(
-        tables[key].free_from(time + start, time + end) > time + start
+        (key, cycle) in busy
         for base, start, end in fixed
         for key in booked_keys(base, time + start)
+        for cycle in range(time + start, time + end)
     ):
         time += 1
     return time
 
 
-@pytest.mark.parametrize("window", [4, 1024])
-def test_free_times_are_those_of_a_search_cycle_by_cycle(window, monkeypatch):
-    monkeypatch.setattr(free_times, "_WINDOW", window)
-    rng = np.random.default_rng(window)
-    for _ in range(40):
-        tables = Tables(tiny)
-        for resource, parity in itertools.product(range(3), range(2)):
-            for start in np.nonzero(rng.random(60) < 0.3)[0].tolist():
-                tables["R", resource, parity].book(3 * start, 3 * start + int(rng.integers(1, 3)))
+@pytest.mark.parametrize(("longest", "cases"), [(3, 20), (3 * CHUNK, 2)])
+def test_free_times_are_those_of_a_search_cycle_by_cycle(longest, cases):
+    rng = np.random.default_rng(longest)
+    for _ in range(cases):
+        tables, busy = Tables(tiny), set()
+        for resource in range(3):
+            for time in np.cumsum(rng.integers(1, 2 * longest, 6)).tolist():
+                interval = ("R", resource), time, time + int(rng.integers(1, 1 + longest // 3))
+                if (("R", resource, 0), time) not in busy:
+                    tables.book(Template(fixed=[interval]), 0, ())
+                    busy |= {(("R", resource, p), c) for p in range(2) for c in range(*interval[1:])}
         fixed = [
             (("R", int(r), *([ALTERNATE] if r else [])), int(s), int(s + n))
-            for r, s, n in zip(rng.integers(0, 3, 3), rng.integers(-5, 9, 3), rng.integers(1, 4, 3), strict=True)
+            for r, s, n in zip(rng.integers(0, 3, 3), rng.integers(0, 9, 3), rng.integers(1, 4, 3), strict=True)
         ]
-        free, time = free_times.FreeTimes(tables.of, fixed, 7), 7
-        for step in rng.integers(0, 40, 8).tolist():
-            expected = first_free(tables, fixed, time + step)
+        free, time = FreeTimes(tables.of, fixed, 7), 7
+        for step in rng.integers(0, longest, 4).tolist():
+            expected = first_free(busy, fixed, time + step)
             time = free.next(time + step)
             assert time == expected
+
+
+def test_released_cycles_are_free_again():
+    busy = BusyCycles()
+    spans = [(0, 1), (5, CHUNK), (CHUNK, 2 * CHUNK + 7), (4 * CHUNK - 1, 4 * CHUNK + 1)]
+    for span in spans:
+        busy.book(*span)
+    length = 5 * CHUNK
+    assert busy.window(0, length) == sum((1 << stop) - (1 << start) for start, stop in spans)
+    assert busy.window(17, length) == busy.window(0, length) >> 17
+    for span in spans:
+        busy.release(*span)
+    assert busy.window(0, length) == 0
