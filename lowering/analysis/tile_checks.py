@@ -24,16 +24,17 @@ from lpu_jax.runtime.errors import ScheduleError
 def verify_tiles(tiles: TileGraph) -> None:
     """Checks that refs are in range and that vectors are written before they are read; raises ScheduleError."""
     written = [np.full(s.num_vectors * s.num_iterations, s.resident) for s in tiles.storages]
+    sizes = np.array([len(vectors) for vectors in written])
     for block in tiles.blocks:
         for op in block.ops:
             for refs in _reads(tiles, op):
-                _check_range(tiles, refs, op)
+                _check_range(sizes, refs, op)
                 for storage in np.unique(refs[:, 0]).tolist():
                     vectors = refs[refs[:, 0] == storage, 1]
                     if not written[storage][vectors].all():
                         raise ScheduleError(f"tile: storage {storage} is read before it is written {op.source}")
             for refs in _writes(tiles, op):
-                _check_range(tiles, refs, op)
+                _check_range(sizes, refs, op)
                 for storage in np.unique(refs[:, 0]).tolist():
                     written[storage][refs[refs[:, 0] == storage, 1]] = True
             _check_steps(op)
@@ -71,8 +72,7 @@ def _writes(tiles: TileGraph, op: TileOp) -> list[IntArray]:
     return [o.refs if isinstance(o, MemoryOutput) else _whole(tiles, o.table) for o in op.outputs]
 
 
-def _check_range(tiles: TileGraph, refs: IntArray, op: TileOp) -> None:
-    sizes = np.array([s.num_vectors * s.num_iterations for s in tiles.storages])
+def _check_range(sizes: IntArray, refs: IntArray, op: TileOp) -> None:
     if len(refs) and ((refs < 0).any() or (refs[:, 0] >= len(sizes)).any() or (refs[:, 1] >= sizes[refs[:, 0]]).any()):
         raise ScheduleError(f"tile: a ref of {type(op).__name__} leaves its storage {op.source}")
 

@@ -69,9 +69,8 @@ def split_sides(builder: StorageBuilder, op: ChainOp) -> list[ChainOp]:
     if len(segments) > 1:
         return [part for vectors in segments for part in split_sides(builder, _select_chain(op, vectors))]
     copies, op = _part_storages(builder, op)
-    sides = np.array([int(storage.hemisphere) for storage in builder.storages])
-    columns = [sides[i.refs[:, 0]] for i in op.inputs if isinstance(i, MemoryInput)]
-    columns += [sides[o.refs[:, 0]] for o in op.outputs if isinstance(o, MemoryOutput)]
+    columns = [builder.sides(item.refs) for item in op.inputs if isinstance(item, MemoryInput)]
+    columns += [builder.sides(item.refs) for item in op.outputs if isinstance(item, MemoryOutput)]
     signature = np.stack(columns, axis=1)
     kinds = np.unique(signature, axis=0)
     num_lanes = builder.chip.num_alus // (chain_slots(builder.chip, op) * len(kinds))

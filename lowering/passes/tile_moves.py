@@ -126,11 +126,11 @@ def vector_grid(codes: IntArray, splat: bool, lanes: int) -> IntArray:
 
 def whole_vectors(grid: IntArray) -> tuple[np.ndarray, IntArray]:
     """(which result vectors are one source vector with no lane moved, refs [n, 2] of those)."""
-    lanes = np.arange(grid.shape[1])
     first = grid.max(axis=1, keepdims=True)
-    same = (grid >> _LANE_BITS == first >> _LANE_BITS) & np.isin(code_lanes(grid) - lanes, (0,))
-    same |= (grid >> _LANE_BITS == first >> _LANE_BITS) & (code_lanes(grid) == ANY_LANE)
-    whole = ((same & (grid >= 0)) | (grid == UNUSED)).all(axis=1) & (first[:, 0] >= 0)
+    lanes = code_lanes(grid)
+    stays = (lanes == np.arange(grid.shape[1])) | (lanes == ANY_LANE)
+    same = (grid >> _LANE_BITS == first >> _LANE_BITS) & stays & (grid >= 0)
+    whole = (same | (grid == UNUSED)).all(axis=1) & (first[:, 0] >= 0)
     return whole, code_refs(np.where(whole, first[:, 0], 0))
 
 

@@ -285,9 +285,8 @@ def _activations(
     label: Label,
 ) -> IntArray:
     """Activation vectors in the hemisphere of the plane, copied there if no place of the value is."""
-    sides = np.array([int(storage.hemisphere) for storage in builder.storages])
     for refs in product.lhs.refs:
-        if (sides[refs[..., 0]] == side).all():
+        if (builder.sides(refs.reshape(-1, 2)) == side).all():
             return refs
     if side not in copies:
         refs, inverse = np.unique(product.lhs.refs[0].reshape(-1, 2), axis=0, return_inverse=True)

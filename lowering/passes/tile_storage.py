@@ -269,8 +269,9 @@ class StorageBuilder:
 
     def sides(self, refs: IntArray) -> IntArray:
         """Hemisphere of every ref."""
-        homes = {int(s): int(self.storages[int(s)].hemisphere) for s in np.unique(refs[:, 0])}
-        return np.array([homes[s] for s in refs[:, 0].tolist()], np.int64)
+        storages, inverse = np.unique(refs[:, 0], return_inverse=True)
+        homes = np.array([int(self.storages[s].hemisphere) for s in storages.tolist()], np.int64)
+        return np.asarray(homes[inverse.reshape(-1)], np.int64)
 
     def _home(self, piece: int, columns: int, count: int) -> Hemisphere:
         """Alternates between pieces; the tiles of a row stay together where there are many rows."""
