@@ -386,14 +386,20 @@ def merge_own(template: Template) -> bool:
     bookings: list[Interval] = []
     for key, runs in found.items():
         runs.sort()
+        before = len(bookings)
         for group in _overlapping(runs) if len(runs) > 1 else [runs]:
-            if len(group) == 1:
-                start, end, stride = group[0]
-                bookings.append((key if stride % 2 else (*key, ALTERNATE), start, end))
+            if len(group) > 1:
+                if not _disjoint(group):
+                    return False
+                bookings += _bookings(key, group)
                 continue
-            if not _disjoint(group):
-                return False
-            bookings += _bookings(key, group)
+            start, end, stride = group[0]
+            if stride % 2 == 0:
+                bookings.append(((*key, ALTERNATE), start, end))
+            elif len(bookings) > before and bookings[-1][0] is key and bookings[-1][2] == start:
+                bookings[-1] = key, bookings[-1][1], end
+            else:
+                bookings.append((key, start, end))
     template.rows += [row for item in template.accesses for row in item.rows()]
     template.fixed, template.accesses = bookings, []
     return True

@@ -136,3 +136,10 @@ def test_accesses_of_an_op_are_rows_and_bookings_so_many_cycles_later():
     assert {(key, start, end) for key, start, end in template.fixed if key[0] == "Q"} == {(("Q", 3), 12, 13)}
     assert {(start, end) for key, start, end in template.fixed if key[0] in ("W", "B")} == {(12, 19)}
     assert not template.accesses
+
+
+def test_runs_that_touch_are_one_booking():
+    """A vector per cycle, each from another address: one booking of the port, the bank and the queue."""
+    template = booked([("R", 0, 0, start, 1, 1) for start in (3, 5, 4, 7)])
+    assert merge_own(template)
+    assert sorted(span for key, *span in template.fixed if key[0] == "R") == [[3, 6], [7, 8]]
