@@ -13,6 +13,7 @@ from lpu_jax.lowering.analysis.memory import MemoryUse, memory_use
 from lpu_jax.lowering.analysis.resource_bounds import ON_CHIP, resource_bounds
 from lpu_jax.lowering.analysis.tile_checks import verify_tiles
 from lpu_jax.lowering.analysis.use import resource_use
+from lpu_jax.lowering.garbage import collection_paused
 from lpu_jax.lowering.host_plan import cycles_taken
 from lpu_jax.lowering.host_run import HostRunResult, run_on_machine
 from lpu_jax.lowering.passes.emit import emit
@@ -45,7 +46,7 @@ def compile_graph(
     Raises:
       SramOverflowError: the values do not fit.
     """
-    with progress("Compiling", total=4) as bar:
+    with progress("Compiling", total=4) as bar, collection_paused():
         graph = roll(graph)
         bar.to(1)
         allocated = _allocate(graph, chip, dict(donated or {}))
