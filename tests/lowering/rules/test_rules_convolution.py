@@ -96,19 +96,20 @@ def test_machine_equals_runtime(random, name):
     assert_machine_agrees(_convolution(name), *_arguments(random, name))
 
 
-def _tile_ops(name, random):
-    graph = split_edges(lower(_convolution(name), *_arguments(random, name))).graph
+def _tile_ops(name, random, precision="fp16"):
+    graph = split_edges(lower(_convolution(name), *_arguments(random, name), precision=precision)).graph
     return [op for block in tile(graph, groqchip1).blocks for op in block.ops]
 
 
+@pytest.mark.parametrize(("precision", "form"), [("fp16", DataFormat.FP16), ("int8", DataFormat.INT8)])
 @pytest.mark.parametrize("name", list(WIDE_CASES))
-def test_taps_are_multiplied_where_they_lie(random, name):
-    """One segment of K per tap, and no SXM but for results of groups, which come together in one vector."""
-    ops = _tile_ops(name, random)
+def test_taps_are_multiplied_where_they_lie(random, name, precision, form):
+    """One segment of K per tap, and no SXM but for lanes' maxima and results of groups, which come together."""
+    ops = _tile_ops(name, random, precision)
     taps = CASES[name][1][0] * CASES[name][1][1]
     products = [i for op in ops for i in getattr(op, "inputs", ()) if isinstance(i, MatMulInput)]
-    assert all(isinstance(op, ChainOp) for op in ops) or "groups" in name
-    assert {len(p.weights) for p in products if p.lhs_format is DataFormat.FP16} == {taps}
+    assert all(isinstance(op, ChainOp) for op in ops) or "groups" in name or form is DataFormat.INT8
+    assert {len(p.weights) for p in products if p.lhs_format is form} == {taps}
 
 
 @pytest.mark.parametrize("name", list(FEW_CHANNELS))
