@@ -85,6 +85,16 @@ def test_both_hemispheres_multiply_within_one_tile_equally_much(num_tiles):
     assert_agrees(graph, tiny, arguments)
 
 
+def test_narrow_weights_of_one_byte_lie_at_all_planes():
+    """One column tile leaves three of four planes idle unless each multiplies a quarter of the rows."""
+    graph, arguments = product(200, 96, 40)
+    found = Counter()
+    for item, rows in terms(graph, groqchip1):
+        found[item.hemisphere, item.plane] += rows
+    assert list(found.values()) == [50] * 4
+    assert_agrees(graph, groqchip1, arguments)
+
+
 def test_weights_made_by_the_program_lie_in_one_place():
     s = Sketch()
     made = s.fn("neg", s.random((1, 16, 16), "float16"), dtype="float16")
