@@ -49,6 +49,15 @@ def accumulator_parts(chip: ChipSpec) -> tuple[int, int]:
     return size, chip.num_accumulator_vectors // size
 
 
+def _is_own(own: dict[Table, list[tuple[int, int]]], tables: list[Table], start: int, end: int) -> bool:
+    """Whether an op has chosen one of some tables already for a part of [start, end)."""
+    for table in tables:
+        for first, stop in own.get(table, ()):
+            if first < end and start < stop:
+                return True
+    return False
+
+
 class Tables:
     """Reservation tables of a block, made on first use: busy cycles for fixed bookings, intervals for all others."""
 
@@ -134,17 +143,20 @@ class Tables:
     ) -> tuple[tuple[int, ...] | None, int]:
         """First free choice of every flexible resource; bookings of the same op count as taken."""
         chosen: list[int] = []
-        own: list[tuple[Table, int, int]] = []
+        own: dict[Table, list[tuple[int, int]]] = {}
         for item, pool in zip(flexible, pools, strict=True):
             start, end = time + item.start, time + item.end
             wait = None
             for choice, tables in pool.items():
-                if own and any(t is o and s < end and start < e for t in tables for o, s, e in own):
+                if own and _is_own(own, tables, start, end):
                     continue
-                free = max(table.free_from(start, end) for table in tables)
+                free = start
+                for table in tables:
+                    free = max(free, table.free_from(start, end))
                 if free == start:
                     chosen.append(choice)
-                    own += [(table, start, end) for table in tables]
+                    for table in tables:
+                        own.setdefault(table, []).append((start, end))
                     break
                 wait = free - start if wait is None else min(wait, free - start)
             else:  # taken by others, or by this op itself because others pushed its first choices aside
