@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lpu_jax.lowering.passes.memory_access import MemoryAccess
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
 from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.schedule_product import MAX_GAP, Placement, Planes, ProductPlacer
-from lpu_jax.lowering.passes.template import Key, MemoryAccess, Product, Template
+from lpu_jax.lowering.passes.template import Key, Product, Template
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors

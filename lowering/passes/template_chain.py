@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from lpu_jax.lowering.passes.template import ACCUMULATOR, Access, MemoryAccess, Row, Slot, Template, merge_own
+from lpu_jax.lowering.passes.memory_access import MemoryAccess
+from lpu_jax.lowering.passes.template import ACCUMULATOR, Access, Row, Slot, Template, merge_own
 from lpu_jax.lowering.passes.template_product import add_sums, build_product, sum_interval
 from lpu_jax.lowering.tile_ir import (
     ChainOp,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lpu_jax.lowering.passes.template import MemoryAccess, Row, Slot, Template, issues, merge_own
+from lpu_jax.lowering.passes.memory_access import MemoryAccess
+from lpu_jax.lowering.passes.template import Row, Slot, Template, issues, merge_own
 from lpu_jax.lowering.tile_ir import GROUP, PermuteOp, SxmUnit, TransposeOp
 from lpu_jax.runtime.errors import ScheduleError
 from lpu_jax.runtime.isa import Opcode, sxm_queue

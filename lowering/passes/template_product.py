@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lpu_jax.lowering.passes.memory_access import MemoryAccess
 from lpu_jax.lowering.passes.reservations import accumulator_parts
 from lpu_jax.lowering.passes.template import (
     ACCUMULATOR,
     Flexible,
-    MemoryAccess,
     Product,
     ProductTile,
     Row,

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lpu_jax.lowering.passes.memory_access import affine_runs
 from lpu_jax.lowering.passes.reservation_table import booked_keys
-from lpu_jax.lowering.passes.template import Accesses, Row, Run, Template, affine_runs, merge_own
+from lpu_jax.lowering.passes.template import Accesses, Row, Run, Template, merge_own
 from lpu_jax.runtime.isa import Opcode
 
 FIXED = settings(derandomize=True, database=None, deadline=None, max_examples=200)
