@@ -192,10 +192,10 @@ class Emitter:
             return on_false
         return kept[0] if len(kept) == 1 else self.elementwise("or", *kept, dtype=dtype)
 
-    def lane_reduce(self, function: str, x: int) -> int:
-        """[..., K] -> [..., 1]."""
+    def lane_reduce(self, function: str, x: int, dtype: str | None = None) -> int:
+        """[..., K] -> [..., 1], of another dtype if that is given: float32 sums of narrow floats."""
         aval = self.aval(x)
-        return self.add(LaneReduce(function), (x,), Aval((*aval.shape[:-1], 1), aval.dtype))[0]
+        return self.add(LaneReduce(function), (x,), Aval((*aval.shape[:-1], 1), dtype or aval.dtype))[0]
 
     def matmul(
         self, lhs: int, rhs: int, lhs_format: DataFormat, rhs_format: DataFormat, rhs_values: int | None = None

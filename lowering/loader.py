@@ -20,10 +20,10 @@ def load_sram(allocated: AllocatedGraph, arguments: Sequence[np.ndarray], graph:
     for storage, spot in zip(tiles.storages, allocated.places, strict=True):
         is_spread = storage.interleave > 1 and not storage.skewed
         if spot is not None and is_spread and (storage.plane is not None or not storage.resident):
-            addresses = np.arange(spot.base, spot.base + storage.num_addresses)
+            addresses = np.arange(storage.num_addresses)
             zeros = np.zeros((len(addresses), tiles.chip.num_lanes), np.uint8)
-            for mem_slice in spot.slices:
-                sram.write(storage.hemisphere, mem_slice, addresses, zeros)
+            for mem_slice, base in spot.starts:
+                sram.write(storage.hemisphere, mem_slice, base + addresses, zeros)
     for vectors, refs in tiles.constants:
         _store(allocated, sram, refs, vectors)
     values = dict(zip(graph.inputs, arguments, strict=True))
@@ -57,7 +57,7 @@ def _store(allocated: AllocatedGraph, sram: Sram, refs: IntArray, vectors: np.nd
         planes = data.view(np.uint8).reshape(*data.shape, data.dtype.itemsize)
         for byte in range(data.dtype.itemsize):
             index = storage.slice_index(refs[mine, 1], byte)
-            word = spot.base + storage.address(refs[mine, 1], byte)
+            word = spot.base_at(index) + storage.address(refs[mine, 1], byte)
             for number in np.unique(index).tolist():
                 rows = index == number
                 sram.write(storage.hemisphere, spot.slices[number], word[rows], planes[rows, :, byte])
@@ -80,7 +80,7 @@ def read_value(allocated: AllocatedGraph, sram: Sram, binding: Binding) -> np.nd
         mine = np.nonzero(refs[:, 0] == storage_id)[0]
         for byte in range(dtype.itemsize):
             index = storage.slice_index(refs[mine, 1], byte)
-            word = spot.base + storage.address(refs[mine, 1], byte)
+            word = spot.base_at(index) + storage.address(refs[mine, 1], byte)
             for number in np.unique(index).tolist():
                 rows = index == number
                 planes[mine[rows], :, byte] = sram.read(storage.hemisphere, spot.slices[number], word[rows])

@@ -17,11 +17,12 @@ from lpu_jax.lowering.garbage import collection_paused
 from lpu_jax.lowering.host_plan import cycles_taken
 from lpu_jax.lowering.host_run import HostRunResult, run_on_machine
 from lpu_jax.lowering.passes.emit import emit
+from lpu_jax.lowering.passes.filling import RESERVES
 from lpu_jax.lowering.passes.place import AllocatedGraph, place, resident_bytes, verify_allocation
 from lpu_jax.lowering.passes.roll import roll
 from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
 from lpu_jax.lowering.passes.tile import tile
-from lpu_jax.lowering.passes.tile_storage import SPREADS
+from lpu_jax.lowering.passes.tile_storage import BRIMFUL, SPREADS, Spread
 from lpu_jax.lowering.tile_ir import TileGraph
 from lpu_jax.runtime import machine
 from lpu_jax.runtime.chip import ChipSpec
@@ -60,17 +61,19 @@ def compile_graph(
 
 def _allocate(graph: GraphLike, chip: ChipSpec, donated: dict[int, int]) -> AllocatedGraph:
     """Tiles and places a graph, as generously as fits."""
-    for spread in SPREADS:
+    reserves: dict[Spread, tuple[float | None, ...]] = {**dict.fromkeys(SPREADS, (None,)), BRIMFUL: RESERVES}
+    for spread, shares in reserves.items():
         tiles = tile(graph, chip, donated, spread=spread)
         verify_tiles(tiles)
-        try:
-            allocated = place(tiles)
-        except SramOverflowError:
-            if spread == SPREADS[-1] or resident_bytes(tiles) > chip.usable_sram_bytes:
-                raise
-            continue
-        verify_allocation(allocated)
-        return allocated
+        for reserve in shares:
+            try:
+                allocated = place(tiles, reserve=reserve)
+            except SramOverflowError:
+                if reserve == RESERVES[-1] or resident_bytes(tiles) > chip.usable_sram_bytes:
+                    raise
+                continue
+            verify_allocation(allocated)
+            return allocated
     raise AssertionError("the last attempt returns or raises")
 
 

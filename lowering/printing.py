@@ -41,8 +41,9 @@ def allocated_text(allocated: AllocatedGraph) -> str:
         if place is not None:
             first, last = allocated.live[storage.id]
             slices = ",".join(map(str, place.slices))
+            base = ",".join(map(str, place.bases)) or place.base
             reuses = f" after {list(allocated.reuses[storage.id])}" if allocated.reuses[storage.id] else ""
-            lines.append(f"{_storage_text(storage)} @ slices {slices} a={place.base} live {first}..{last}{reuses}")
+            lines.append(f"{_storage_text(storage)} @ slices {slices} a={base} live {first}..{last}{reuses}")
     return "\n".join(lines)
 
 

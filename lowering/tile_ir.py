@@ -54,6 +54,8 @@ class Storage:
     resident: bool = False  # filled by the host before the program starts
     name: str = ""
     skewed: bool = False
+    gathered: bool = False  # weights that are read by address, too: not in the last slice, from which addresses come
+    shared: bool = False  # holds several matrices that are looked up by number (`tile_shared`)
 
     @property
     def num_slices(self) -> int:

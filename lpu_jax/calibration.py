@@ -30,6 +30,8 @@ from lpu_jax.transform import lpu
 FORMATS = ("bfp3", "bfp4", "bfp5", "bfp6", "bfp8", "fp16")
 TABLE_FORMATS = ("int8", "fp16")
 MODES = ("direct", "gradient")
+_PLACEABLE = 31 / 32
+"""Share of a chip's SRAM that weights and the like can fill: their sizes are coarse beside what a slice holds."""
 
 
 class NonFiniteSampleError(LpuError, ValueError):
@@ -43,7 +45,8 @@ class Budget:
     Attributes:
       bits_per_weight: mean over their elements, shared exponents included.
       sram_bytes: what all of them take in SRAM, vectors filled up to all lanes.
-      chips: whole chips, less `reserved_bytes` for everything else (caches, activations, other weights).
+      chips: 31/32 of whole chips, as more finds no places as a rule, less `reserved_bytes` for everything else (caches,
+        activations, other weights).
       cycles: of one call, as compiled; the program is compiled a few times (log2 of the steps) to meet it.
     """
 
@@ -378,7 +381,7 @@ def _fit_bytes(choices: Sequence[Choice], budget: Budget, chip: ChipSpec) -> tup
     elif budget.sram_bytes is not None:
         limit = budget.sram_bytes
     else:
-        limit = (budget.chips or 0) * chip.usable_sram_bytes - budget.reserved_bytes
+        limit = math.floor((budget.chips or 0) * chip.usable_sram_bytes * _PLACEABLE) - budget.reserved_bytes
     try:
         return _picked(choices, choose([[x.option(budget) for x in c.candidates] for c in choices], limit))
     except BudgetError as error:

@@ -217,9 +217,10 @@ def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
 
 def _lane_sum(x: Array, mode: Mode) -> Array:
     """A product with ones, as the MXM makes it."""
+    step = tile_rows(storage_format(x.dtype), DataFormat.INT8, mode.num_mxm_rows)
+    x = x.astype(np.float32)
     if mode.accumulation != "tile":
         return exact_sum(jnp, x)[..., None]
-    step = tile_rows(DataFormat.FP32, DataFormat.INT8, mode.num_mxm_rows)
     parts = exact_sum(jnp, jnp.moveaxis(in_tiles(jnp, x, step, -1), -2, 0))
     return add_partial_sums(jnp, list(parts))[..., None]
 

@@ -50,9 +50,9 @@ def memory_use(allocated: AllocatedGraph) -> MemoryUse:
     for storage, place, (first, last) in zip(allocated.tiles.storages, allocated.places, allocated.live, strict=True):
         if place is None or not first <= position <= last:
             continue
-        start, stop = place.base, place.base + storage.num_addresses
         used += storage.num_slices * storage.num_addresses
-        for mem_slice in place.slices:
+        for mem_slice, start in place.starts:
+            stop = start + storage.num_addresses
             for bank in range(start // bank_size, (stop - 1) // bank_size + 1):
                 key = (storage.hemisphere, mem_slice, bank)
                 inside = max(start, bank * bank_size), min(stop, (bank + 1) * bank_size)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lpu_jax.lowering.passes.place import AllocatedGraph, Place
+from lpu_jax.lowering.passes.place import AllocatedGraph
+from lpu_jax.lowering.passes.slots import Place
 from lpu_jax.lowering.passes.template import Access, Accesses, Run, Slot, Template
 from lpu_jax.lowering.tile_ir import IntArray, Storage, TileBlock
 from lpu_jax.runtime.chip import ChipSpec
@@ -55,7 +56,8 @@ class MemoryAccess:
         self.interleaves = np.array([storage.interleave for storage in self.storages], np.int64)
         self.bases = np.array([-1 if place is None else place.base for place in self.places], np.int64)
         self.steps = np.array([s.loop_step if s.id in block.looped else 0 for s in self.storages], np.int64)
-        self.skewed = np.array([storage.skewed for storage in self.storages], bool)
+        both = zip(self.storages, self.places, strict=True)
+        self.differs = np.array([s.skewed or bool(place and place.bases) for s, place in both])  # from byte to byte
         self._known: dict[tuple[object, ...], tuple[IntArray, list[_StorageRuns]]] = {}
         self._split: dict[tuple[object, ...], tuple[IntArray, list[_Part]]] = {}
 
@@ -118,9 +120,9 @@ class MemoryAccess:
             yield Access(part.storage, part.vectors, cycles), part.loop_step, runs
 
     def _parts(self, refs: IntArray, byte: int, times: IntArray) -> list[_Part]:
-        """Accesses storage by storage, those of a slice together; equal for all bytes unless storages are skewed."""
-        is_skewed = bool(self.skewed[refs[:, 0]].any())
-        key = (id(refs), byte if is_skewed else 0, times.tobytes())
+        """Accesses storage by storage, those of a slice together; most are equal for all bytes."""
+        differ = bool(self.differs[refs[:, 0]].any())
+        key = (id(refs), byte if differ else 0, times.tobytes())
         if key not in self._split:  # refs are kept, so that their id stays theirs
             self._split[key] = refs, self._parts_of(refs, byte, times)
         return self._split[key][1]
@@ -156,10 +158,12 @@ class MemoryAccess:
         ids, vectors = refs[:, 0], refs[:, 1]
         interleaves = self.interleaves[ids]
         groups, addresses = vectors % interleaves, vectors // interleaves
-        for storage_id in dict.fromkeys(ids[self.skewed[ids]].tolist()):
-            mine, storage = ids == storage_id, self.storages[storage_id]
-            groups[mine] = storage.slice_index(vectors[mine], byte)
-            addresses[mine] = storage.address(vectors[mine], byte)
+        for storage_id in dict.fromkeys(ids[self.differs[ids]].tolist()):
+            mine, (storage, place) = ids == storage_id, self.home(storage_id)
+            index = storage.slice_index(vectors[mine], byte)
+            if storage.skewed:
+                groups[mine] = index
+            addresses[mine] = storage.address(vectors[mine], byte) + place.base_at(index) - place.base
         addresses = addresses + self.bases[ids]
         return groups, addresses + self.steps[ids] * (self.iterations - 1) if self.reverse else addresses
 

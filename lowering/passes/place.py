@@ -14,14 +14,18 @@ from collections.abc import Iterable, Sequence
 
 from lpu_jax.lowering.analysis.contention import companions, contention, streamed
 from lpu_jax.lowering.host_plan import loop_blocks, read_by_host
-from lpu_jax.lowering.passes.place_search import Busy, Slots
+from lpu_jax.lowering.passes.filling import fill
+from lpu_jax.lowering.passes.place_search import Busy
+from lpu_jax.lowering.passes.slots import Place, Slots, slice_sets
 from lpu_jax.lowering.tile_ir import (
     ChainOp,
     GatherInput,
+    IntArray,
     MatMulInput,
     MemoryInput,
     MemoryOutput,
     PermuteOp,
+    ScatterOutput,
     Storage,
     SxmUnit,
     TileGraph,
@@ -31,14 +35,6 @@ from lpu_jax.lowering.tile_ir import (
 )
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.errors import ScheduleError, SramOverflowError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """Slices (interleave x bytes of them) and first address (13 bits: bank and word) of a storage."""
-
-    slices: tuple[int, ...]
-    base: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,34 +140,42 @@ def _read_first(ops: Iterable[TileOp]) -> dict[int, bool]:
 
 
 def _strictly_apart(tiles: TileGraph) -> list[set[int]]:
-    """For every storage, those that cannot share a slice with it: distributors take data and maps in the same cycle."""
+    """For every storage, those that cannot share a slice with it: distributors take data and maps in the same cycle,
+    and while weights are gathered or scattered all their slices are busy when addresses are read."""
     found: list[set[int]] = [set() for _ in tiles.storages]
     for block in tiles.blocks:
         for op in block.ops:
-            if isinstance(op, PermuteOp) and op.unit is SxmUnit.DISTRIBUTOR:
-                for one in storages_of(op.source_refs):
-                    for other in storages_of(op.maps):
+            for sources, maps in _read_together(tiles, op):
+                for one in sources:
+                    for other in storages_of(maps):
                         found[one].add(other)
                         found[other].add(one)
     return found
 
 
-def slice_sets(chip: ChipSpec, hemisphere: Hemisphere) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """(slices for activations, slice set of every plane): the far slices hold weights, the near ones activations.
+def _read_together(tiles: TileGraph, op: TileOp) -> list[tuple[list[int], IntArray]]:
+    """(storages, maps) that an op reads in the same cycles, whatever its timing."""
+    if isinstance(op, PermuteOp):
+        return [(storages_of(op.source_refs), op.maps)] if op.unit is SxmUnit.DISTRIBUTOR else []
+    if not isinstance(op, ChainOp):
+        return []
+    by_address = [item for item in (*op.inputs, *op.outputs) if isinstance(item, GatherInput | ScatterOutput)]
+    return [([item.table], item.maps) for item in by_address if tiles.storages[item.table].plane is not None]
 
-    On chips with too few slices the planes share one set.
-    """
+
+def _inside(chip: ChipSpec, hemisphere: Hemisphere, sets: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """The slice sets of all planes one slice nearer: the addresses of what is gathered come from the farthest slice."""
     usable = chip.usable_slices(hemisphere)
-    width = chip.num_streams_per_load
-    num_sets = chip.num_planes if len(usable) >= width * chip.num_planes + 4 else 1
-    near = usable[: len(usable) - width * num_sets]
-    sets = [usable[len(near) + i * width :][:width] for i in range(num_sets)]
-    return near, tuple(sets[plane % num_sets] for plane in range(chip.num_planes))
+    if usable[0] in {s for group in sets for s in group}:
+        return list(sets)
+    return [tuple(usable[usable.index(s) - 1] for s in group) for group in sets]
 
 
 def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, ...]]:
     """Slice groups to try, those that are best if nothing else is there first."""
     near, sets = slice_sets(chip, storage.hemisphere)
+    if storage.gathered and storage.plane is not None:
+        return [_inside(chip, storage.hemisphere, sets)[storage.plane or 0]]
     if storage.plane is not None:
         return [sets[storage.plane]]
     width = storage.num_slices
@@ -195,8 +199,17 @@ def _candidates(chip: ChipSpec, storage: Storage, turn: int) -> list[tuple[int, 
     return groups + spill[start:] + spill[:start]
 
 
-def place(tiles: TileGraph) -> AllocatedGraph:
-    """Places every storage; raises SramOverflowError if the program does not fit the chip."""
+def place(tiles: TileGraph, *, reserve: float | None = None) -> AllocatedGraph:
+    """Places every storage.
+
+    Args:
+      tiles: the program.
+      reserve: None keeps weights in the slice sets of their planes. With a number they fill all slices but that share
+        (`filling`), which holds more, but planes wait for each other's loads.
+
+    Raises:
+      SramOverflowError: the program does not fit the chip.
+    """
     chip = tiles.chip
     ranges = live_ranges(tiles)
     slots = Slots(chip)
@@ -207,25 +220,39 @@ def place(tiles: TileGraph) -> AllocatedGraph:
     homes: dict[int, list[tuple[int, ...]]] = {}
     written = {s for block in tiles.blocks for op in block.ops for s in op_writes(op)}
     fixed_turn = {s for block in tiles.blocks for s in streamed(block)}
-    order = sorted(tiles.storages, key=lambda s: _order(s, ranges[s.id], s.id in written))
+    order = [s for s in tiles.storages if ranges[s.id][1] >= ranges[s.id][0]]
+    order.sort(key=lambda s: _order(s, ranges[s.id], s.id in written))
+    if reserve is not None:  # what is bound to few slices comes before weights that could fill them
+        order.sort(key=lambda s: (not s.column, s.plane is None))
+    filled: dict[int, Place] | None = None
     for turn, storage in enumerate(order):
         live = ranges[storage.id]
-        if live[1] < live[0]:
-            continue
-        never = {s for other in strict[storage.id] for s in _slices(tiles, places, storage, other)}
+        if reserve is not None and filled is None and not storage.column:
+            never_of = {s.id: _never(tiles, places, strict, s) for s in order if s.plane is not None}
+            filled = fill(slots, order, written, never_of, reserve)
+            if filled is None:
+                raise overflow(tiles, storage)
+        never = _never(tiles, places, strict, storage)
         turn = 0 if storage.id in fixed_turn else turn  # few slices, so that results find others
         candidates = [slices for slices in _candidates(chip, storage, turn) if never.isdisjoint(slices)]
         home = homes.setdefault(operand_of[storage.id], []) if storage.id in operand_of else []
+        if reserve is not None and storage.column == "far":
+            candidates.reverse()  # all in the last slice, so that few slices are barred for what is gathered
         candidates.sort(key=lambda slices: slices not in home)
-        found = _search(slots, storage, candidates, live, busy, storage.id in written)
+        found = (filled or {}).get(storage.id) or _search(slots, storage, candidates, live, busy, storage.id in written)
         if found is None:
             raise overflow(tiles, storage)
         size, side = storage.num_addresses, storage.hemisphere
-        reuses[storage.id] = slots.take(side, found.slices, found.base, size, live, storage.id)
-        busy.add(storage, found.slices, found.base)
+        reuses[storage.id] = slots.take(side, found, size, live, storage.id)
+        busy.add(storage, found)
         places[storage.id] = found
         home.append(found.slices)
     return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
+
+
+def _never(tiles: TileGraph, places: Sequence[Place | None], strict: Sequence[set[int]], storage: Storage) -> set[int]:
+    """Slices of what has a place already and cannot share one with a storage."""
+    return {s for other in strict[storage.id] for s in _slices(tiles, places, storage, other)}
 
 
 def _slices(tiles: TileGraph, places: Sequence[Place | None], storage: Storage, other: int) -> tuple[int, ...]:
@@ -282,7 +309,7 @@ def overflow(tiles: TileGraph, storage: Storage) -> SramOverflowError:
         f"SRAM overflow: {storage.name or 'a value'} ({size:_} bytes as {storage.format.name}) finds no place in "
         f"hemisphere {storage.hemisphere.name} of {chip.name}; arguments and constants alone take {needed:_} of "
         f"{chip.usable_sram_bytes:_} usable bytes. It would take at least {chips} chips; or use a smaller batch or "
-        f"context, or int8 weights."
+        f"context, int8 weights, or the policy that lpu_jax.calibrate finds for Budget(chips=1, reserved_bytes=...)."
     )
 
 
@@ -295,11 +322,11 @@ def verify_allocation(allocated: AllocatedGraph) -> None:
             continue
         if len(spot.slices) != storage.num_slices or len(set(spot.slices)) != len(spot.slices):
             raise ScheduleError(f"place: storage {storage.id} needs {storage.num_slices} slices, has {spot.slices}")
-        if spot.base < 0 or spot.base + storage.num_addresses > chip.num_addresses_per_slice:
-            raise ScheduleError(f"place: storage {storage.id} leaves its slices at address {spot.base}")
         live = allocated.live[storage.id]
-        for s in spot.slices:
-            span = (spot.base, spot.base + storage.num_addresses, *live, storage.id)
+        for s, base in spot.starts:
+            if base < 0 or base + storage.num_addresses > chip.num_addresses_per_slice:
+                raise ScheduleError(f"place: storage {storage.id} leaves its slices at address {base}")
+            span = (base, base + storage.num_addresses, *live, storage.id)
             words.setdefault((storage.hemisphere, s), []).append(span)
     for spans in words.values():
         spans.sort()

@@ -17,11 +17,12 @@ from lpu_jax.lowering.host_plan import HostPlan, Run, Stage
 from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, narrow_steps
 from lpu_jax.lowering.passes.tile_cuts import find_cuts
 from lpu_jax.lowering.passes.tile_demand import demands
-from lpu_jax.lowering.passes.tile_indexing import tile_gather, tile_scatter
+from lpu_jax.lowering.passes.tile_indexing import tile_scatter
 from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
 from lpu_jax.lowering.passes.tile_matmul import tile_matmul, tile_reduction
 from lpu_jax.lowering.passes.tile_moves import view_codes
 from lpu_jax.lowering.passes.tile_product import close_chain
+from lpu_jax.lowering.passes.tile_shared import tile_lookup
 from lpu_jax.lowering.passes.tile_storage import FORMATS, SPREADS, Demand, Spread, StorageBuilder
 from lpu_jax.lowering.passes.tile_windows import Windows, find_windows
 from lpu_jax.lowering.tile_ir import (
@@ -390,7 +391,7 @@ class Tiler:
             elif isinstance(op, LaneReduce):
                 tile_reduction(self, equation, op)
             elif isinstance(op, GatherRows):
-                self.set_views(equation, tile_gather(self, equation))
+                self.set_views(equation, tile_lookup(self, equation))
             elif isinstance(op, EncodeBlocks | DecodeBlocks):
                 raise NumberFormatError(
                     f"{op.format.name.lower()} is packed and unpacked by the host and the loader of the MXM, not while "

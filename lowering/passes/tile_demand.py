@@ -58,7 +58,7 @@ def demands(graph: GraphLike) -> dict[int, Demand]:
         elif isinstance(op, LaneReduce) and op.function == "sum":
             ask(equation.operands[0], Demand(mirrored=True))
         elif isinstance(op, GatherRows):
-            ask(equation.operands[0], Demand(table=True))
+            ask(equation.operands[0], Demand(table=True, gathered=True))
         elif isinstance(op, ScatterRows):
             ask(equation.results[0], Demand(table=True, scattered=True))
             ask(equation.operands[0], found[equation.results[0]])
@@ -83,7 +83,7 @@ def _ask_through_update(
     if demand is not None and demand.num_batches:
         for operand in equation.operands:
             if isinstance(operand, int) and graph.avals[operand] == graph.avals[result] and operand not in spread:
-                ask(operand, dataclasses.replace(demand, mirrored=False, table=False, scattered=False))
+                ask(operand, dataclasses.replace(demand, mirrored=False, table=False, scattered=False, gathered=False))
 
 
 def _ask_scan(equation: Equation, op: Scan | While, found: dict[int, Demand], ask: Ask) -> None:
@@ -108,7 +108,7 @@ def _ask_through_move(graph: GraphLike, equation: Equation, found: dict[int, Dem
     if demand.num_batches > 1 and not isinstance(equation.op, Reshape):
         demand = Demand(mirrored=demand.mirrored)
     if demand.table and any(len(shape) < 2 or shape[0] != result[0] for shape in shapes):
-        demand = dataclasses.replace(demand, table=False, scattered=False)
+        demand = dataclasses.replace(demand, table=False, scattered=False, gathered=False)
     for operand in operands:
         ask(operand, demand if demand != Demand() else None)
 

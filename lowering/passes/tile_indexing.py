@@ -60,40 +60,45 @@ def _is_table(builder: StorageBuilder, view: View) -> bool:
     return bool(same and (steps == 1).all() and starts)
 
 
-def _address_shift(builder: StorageBuilder) -> IntArray:
+def address_shift(builder: StorageBuilder) -> IntArray:
     """A vector of shifts that puts the low address byte on lane 0 of each superlane and the high byte on lane 1."""
     lanes = np.arange(builder.chip.num_lanes) % builder.chip.num_lanes_per_superlane
     return builder.constant(np.where(lanes == 1, 8, 0).astype(np.int32), False)[0].refs
 
 
-def _maps(builder: StorageBuilder, count: int, side: Hemisphere, column: str) -> IntArray:
+def address_maps(builder: StorageBuilder, count: int, side: Hemisphere, column: str) -> IntArray:
+    """New vectors for `count` address maps."""
     return builder.whole(builder.new_storage(count, DataFormat.UINT8, side, column=column, name="addresses"), count)
+
+
+def address_map_steps(address: int, shift: InputRef) -> list[Step]:
+    """The bytes of an address, step number `address`, where a slice reads them; `shift` is `address_shift`."""
+    return [
+        Step("shift_right_logical", (StepRef(address), shift)),
+        Step("and", (StepRef(address + 1), _immediate(255))),
+    ]
 
 
 def _address_ops(
     builder: StorageBuilder, index: IntArray, storage: Storage, scatter: bool, label: Label
 ) -> tuple[list[ChainOp], IntArray]:
     """Address maps: one per index for a gather; interleave per index for a scatter (others hit the spare row)."""
-    shift = _address_shift(builder)
+    shift = address_shift(builder)
     index_input = MemoryInput(index, DataFormat.INT32)
     if not scatter or storage.interleave == 1:
-        maps = _maps(builder, len(index), storage.hemisphere, "near" if scatter else "far")
-        steps = [
-            _quotient(InputRef(0), storage.interleave),
-            Step("shift_right_logical", (StepRef(0), InputRef(1))),
-            Step("and", (StepRef(1), _immediate(255))),
-        ]
+        maps = address_maps(builder, len(index), storage.hemisphere, "near" if scatter else "far")
+        steps = [quotient(InputRef(0), storage.interleave), *address_map_steps(0, InputRef(1))]
         inputs = [index_input, MemoryInput(np.repeat(shift, len(index), axis=0), DataFormat.INT32)]
         return split_sides(builder, chain_op(inputs, steps, [(2, maps, DataFormat.UINT8)], label)), maps
     groups = storage.interleave
     count = len(index) * groups
-    maps = _maps(builder, count, storage.hemisphere, "near")
+    maps = address_maps(builder, count, storage.hemisphere, "near")
     numbers = builder.constant(np.arange(groups, dtype=np.int32), True)[0].refs
     spare = storage.num_vectors // groups - 1
     steps = [
-        _remainder(InputRef(0), groups),
+        remainder(InputRef(0), groups),
         Step("ieq", (StepRef(0), InputRef(1))),
-        _quotient(InputRef(0), groups),
+        quotient(InputRef(0), groups),
         Step("mask", (StepRef(2), StepRef(1))),
         Step("mask_bar", (_immediate(spare), StepRef(1))),
         Step("or", (StepRef(3), StepRef(4))),
@@ -171,7 +176,7 @@ def _gather_ops(
         MemoryInput(_on_side(builder, np.tile(numbers, (count, 1)), side), DataFormat.INT32),
     )
     steps = (
-        _remainder(InputRef(1), groups),
+        remainder(InputRef(1), groups),
         Step("ieq", (StepRef(0), InputRef(2))),
         Step("mask", (InputRef(0), StepRef(1))),
     )
@@ -190,13 +195,15 @@ def _gather_ops(
     raise AssertionError("a spread table has at least two groups")
 
 
-def _quotient(operand: InputRef, groups: int) -> Step:
+def quotient(operand: InputRef, groups: int) -> Step:
+    """operand // groups of an operand >= 0."""
     if groups & (groups - 1) == 0:
         return Step("shift_right_logical", (operand, _immediate(groups.bit_length() - 1)))
     return Step("idiv", (operand, _immediate(groups)))
 
 
-def _remainder(operand: InputRef, groups: int) -> Step:
+def remainder(operand: InputRef, groups: int) -> Step:
+    """operand % groups of an operand >= 0."""
     if groups & (groups - 1) == 0:
         return Step("and", (operand, _immediate(groups - 1)))
     return Step("irem", (operand, _immediate(groups)))

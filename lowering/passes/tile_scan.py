@@ -124,6 +124,10 @@ def _may_reuse(body: Tiler, value: int, result: int) -> bool:
         return False
     if body.uses[value] > 1:
         body.overwriting[path[0]] = value
+    for index in path[:-1]:  # rows replaced one after the other, all of them in place
+        equation = body.graph.equations[index]
+        if isinstance(equation.op, ScatterRows):
+            body.targets[equation.results[0]] = views
     return True
 
 

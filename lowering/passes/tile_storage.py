@@ -43,6 +43,7 @@ class Demand:
     table: its rows are gathered or scattered by address.
     scattered: rows are also written by address, so a spare row takes what belongs to other slices.
     num_rows: most activation rows of a product that it is the weights of.
+    gathered: its rows are read by address.
     rounds: one of these products rounds its sums, so that they must not be put together from parts.
     """
 
@@ -52,6 +53,7 @@ class Demand:
     scattered: bool = False
     num_rows: int = 0
     rounds: bool = False
+    gathered: bool = False
 
     def merge(self, other: Demand) -> Demand:
         """The union of two demands; the finer batching wins."""
@@ -62,6 +64,7 @@ class Demand:
             self.scattered or other.scattered,
             max(self.num_rows, other.num_rows),
             self.rounds or other.rounds,
+            self.gathered or other.gathered,
         )
 
 
@@ -71,14 +74,16 @@ class Spread:
 
     unevenness: by which share of their addresses the slice sets of the planes may differ, so that the tiles of one
     product are on different planes; max_piece: vectors of a value that share a storage, so that parts of it are read
-    and written side by side; max_copies: of weights that would leave planes idle; own_operands: parts of a chain
-    have scales and biases of their own.
+    and written side by side; max_copies: of weights that would leave planes idle; own_operands: parts of a chain have
+    scales and biases of their own; by_side: whether hemispheres fill up evenly, and planes within them, as weights may
+    lie in all slices of a hemisphere.
     """
 
     unevenness: float
     max_piece: int
     max_copies: int
     own_operands: bool
+    by_side: bool = False
 
 
 SPREADS = (
@@ -88,6 +93,9 @@ SPREADS = (
     Spread(0, 256, 2, False),
 )
 """In the order in which they are tried: a program that nearly fills the chip has to fill it evenly, in large pieces."""
+
+BRIMFUL = Spread(0, 256, by_side=True)
+"""For weights that the slice sets of the planes do not hold."""
 
 MAX_TABLE_ADDRESSES = 128
 """A table with more rows is spread over slices where that is cheap, so that it does not need a long free range."""
@@ -180,9 +188,15 @@ class StorageBuilder:
             load = self._loads[place[1], place[0]]
             return load > limit, taken[place], load
 
-        plane, side = min(places, key=price)
+        plane, side = min(places, key=self._fullness if self._by_side else price)
         self._loads[side, plane] += num_addresses
         return side, plane
+
+    def _fullness(self, place: tuple[int, Hemisphere]) -> tuple[float, int]:
+        """Weights of a plane's hemisphere per slice, then those of the plane."""
+        plane, side = place
+        load = sum(self._loads[side, p] for p in range(self.chip.num_planes))
+        return load / len(self.chip.usable_slices(side)), self._loads[side, plane]
 
     def _next_pair(self, num_addresses: int) -> tuple[Hemisphere, int]:
         """As next_plane, for weights that are multiplied with many rows and take both planes: they fill one slice set
@@ -232,6 +246,9 @@ class StorageBuilder:
         """
         fields = {"num_iterations": num_iterations, "resident": resident, "name": name}
         data_format = FORMATS[aval.dtype]
+        looked_up = demand.table and not demand.scattered and resident and num_iterations == 1
+        if demand.num_batches > 1 and looked_up and not splat and aval.shape[-1] <= self.chip.num_lanes:
+            return (self._shared_view(aval, data_format, demand.num_batches, fields),)
         if demand.num_batches and not splat:
             return self._weight_views(aval, data_format, demand, fields)
         if demand.table:
@@ -319,6 +336,21 @@ class StorageBuilder:
                         refs[place:, batch, start:stop, tile] = self.whole(home, stop - start)
         return tuple(View(aval.shape, False, place.reshape(-1, 2)) for place in refs)
 
+    def _shared_view(self, aval: Aval, data_format: DataFormat, num_batches: int, fields: dict[str, object]) -> View:
+        """Matrices that are looked up whole, too: one storage per plane, see `tile_shared`."""
+        interleave = self.chip.num_streams_per_load // data_format.num_bytes
+        places = [(side, plane) for plane in range(self.chip.num_planes) for side in Hemisphere][:num_batches]
+        rows, per_home = num_rows(aval.shape) // num_batches, -(-num_batches // len(places))
+        padded = -(-rows // interleave) * interleave
+        refs = np.zeros((num_batches, rows, 2), np.int64)
+        for number, (side, plane) in enumerate(places):
+            self._loads[side, plane] += per_home * padded // interleave
+            kind = {"interleave": interleave, "plane": plane, "shared": True, "gathered": True}
+            storage = self.new_storage(per_home * padded, data_format, side, **kind, **fields)
+            vectors = self.whole(storage, per_home * padded).reshape(per_home, padded, 2)[:, :rows]
+            refs[number :: len(places)] = vectors[: len(refs[number :: len(places)])]
+        return View(aval.shape, False, refs.reshape(-1, 2))
+
     def _num_parts(self, left: int, contracting: int, data_format: DataFormat, demand: Demand) -> int:
         """Parts of K into which each of the `left` last column tiles is split, one plane each."""
         exact = data_format is DataFormat.INT8 and not demand.rounds
@@ -351,10 +383,8 @@ class StorageBuilder:
         homes = [(home, number) for number in planes for home in (side, Hemisphere(1 - side))][:copies]
         for home, number in homes[1:]:
             self._loads[home, number] += addresses
-        return [
-            self.new_storage(padded, data_format, home, interleave=interleave, plane=number, **fields)
-            for home, number in homes
-        ]
+        kind = {"interleave": interleave, "gathered": demand.table and demand.gathered}
+        return [self.new_storage(padded, data_format, home, plane=number, **kind, **fields) for home, number in homes]
 
     def _table_view(
         self, aval: Aval, data_format: DataFormat, demand: Demand, splat: bool, fields: dict[str, object]

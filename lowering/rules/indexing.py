@@ -10,6 +10,7 @@ import numpy as np
 
 from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
+from lpu_jax.lowering.rules.columns import column, is_column
 from lpu_jax.lowering.rules.integers import WIDTHS
 from lpu_jax.lowering.rules.operand_formats import lookup_rows
 from lpu_jax.lowering.rules.windows_of_indices import Windows, gathered
@@ -181,6 +182,8 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
         return [x]
     shape, sizes = ctx.avals_in[0].shape, [int(n) for n in slice_sizes]
     clamped = _window(ctx, starts, shape, sizes)
+    if is_column(ctx, x, clamped, sizes):
+        return [ctx.reshape(column(ctx, x, clamped[0], clamped[2]), sizes)]  # type: ignore[arg-type]
     first = [int(start.value) if isinstance(start, Immediate) else 0 for start in clamped]
     limit = [a + n if isinstance(s, Immediate) else m for a, n, m, s in zip(first, sizes, shape, clamped, strict=True)]
     x = ctx.slice(x, first, limit)

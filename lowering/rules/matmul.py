@@ -42,6 +42,9 @@ _TARGET_EXPONENT = TARGET_EXPONENTS[FP16]
 _SAFE_LOW, _SAFE_HIGH = 2.0**-6, 2.0**15
 """A value known to be bounded within these keeps its float16 accuracy without a scale (probabilities, gates)."""
 
+_FEW_ROWS = 16
+"""Rows of a lhs that meets many matrices one by one."""
+
 _LOOSEST = 2.0**24
 """A number above this is no bound that a scale should follow: values near 1 would lose bits in float16."""
 
@@ -228,20 +231,29 @@ def _dot_general(
             *(rhs_id, rhs_batch, rhs_contract),
             *(lhs_id, lhs_batch, lhs_contract),
         )
+    rhs_dimensions = tuple(rhs_batch), tuple(rhs_contract)
+    if stacked := not swapped and _is_stacked(ctx, lhs_id, rhs_id, *rhs_dimensions):
+        rhs_batch = (0,)
     lhs_id = _normal_form(ctx, lhs_id, lhs_batch, lhs_contract, True)
     blocks = _blocks(ctx, rhs_id, rhs_batch, rhs_contract)
     is_transposed = len(ctx.aval(rhs_id).shape) - 1 in rhs_contract
     rhs_id = _rhs_normal_form(ctx, rhs_id, rhs_batch, rhs_contract)
-    result = _multiply(
-        ctx,
-        (lhs_id, rhs_id),
-        precision,
-        target,
-        lambda form: _enter(ctx, lhs_id, True, form),
-        lambda form: blocks or _enter_rhs(ctx, rhs_id, is_transposed, form),
-    )
+
+    def enter_lhs(form: NumberFormat | None) -> Scaled:
+        left, data_format, scale = _enter(ctx, lhs_id, True, form)
+        if stacked:
+            shape = ctx.aval(rhs_id).shape[0], *ctx.aval(left).shape[1:]
+            left = ctx.broadcast_to(left, shape)  # type: ignore[assignment]
+        return left, data_format, scale
+
+    def enter_rhs(form: NumberFormat | None) -> Scaled:
+        return blocks or _enter_rhs(ctx, rhs_id, is_transposed, form)
+
+    result = _multiply(ctx, (lhs_id, rhs_id), precision, target, enter_lhs, enter_rhs)
     if swapped:
         result = ctx.transpose(result, (0, 2, 1))
+    if stacked:
+        result = ctx.transpose(result, (1, 0, 2))
     return [ctx.reshape(result, ctx.avals_out[0].shape)]
 
 
@@ -298,6 +310,18 @@ def _multiply(
     if not scales:
         result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
     return leave_as(ctx, result, target, formats)
+
+
+def _is_stacked(ctx: RuleContext, lhs: int, rhs: int, batch: tuple[int, ...], contract: tuple[int, ...]) -> bool:
+    """Whether the rhs [T, K, N] is resident matrices, to be multiplied as they are with one lhs of few rows."""
+    shape, rows = ctx.aval(rhs).shape, math.prod(ctx.aval(lhs).shape[:-1])
+    is_plain = len(shape) == 3 and shape[0] > 1 and not batch and contract == (1,)
+    return is_plain and ctx.magnitudes.is_resident(rhs) and rows <= _FEW_ROWS
+
+
+def enter_weights(ctx: RuleContext, x: int, number_format: NumberFormat | None) -> Scaled:
+    """Resident weights [B, K, N] in the format in which they enter the MXM, as every product of them has them."""
+    return _enter_rhs(ctx, x, False, number_format)
 
 
 def _as_factor(ctx: RuleContext, x: int) -> int:

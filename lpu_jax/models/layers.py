@@ -12,6 +12,8 @@ from jax import lax
 
 WeightKind: TypeAlias = Literal["int8", "fp32"]
 
+FULL_WIDTH = 320
+"""Columns that a plane multiplies at once."""
 _INT8_MAX = 127
 _SCALE_LANE_BITS = 8
 _SCALES_PER_ROW = 1 << _SCALE_LANE_BITS
@@ -80,6 +82,50 @@ class Embedding(nnx.Module):  # type: ignore[misc]
         lane = jnp.arange(_SCALES_PER_ROW, dtype=jnp.int32)[None, :]
         own = jnp.where(lane == (tokens & (_SCALES_PER_ROW - 1))[:, None], scales, 0.0)
         return rows.astype(jnp.float32) * own.sum(axis=1, keepdims=True)
+
+
+class SharedTable(nnx.Module):  # type: ignore[misc]
+    """A table of token vectors that is the output head too, held once, as weights of products.
+
+    Attributes:
+      values: [tiles, d_model, 320] int8 or fp32: column n of tile t is token 320 t + n, zero past the last token.
+      scale: fp32 [tiles, 320] per token, or None when `values` is fp32.
+    """
+
+    def __init__(self, table: np.ndarray, kind: WeightKind) -> None:
+        """Stores an fp32 table [vocab_size, d_model] as `kind`."""
+        self.vocab_size, width = table.shape
+        tiles = -(-self.vocab_size // FULL_WIDTH)
+        padded = np.zeros((tiles * FULL_WIDTH, width), np.float32)
+        padded[: self.vocab_size] = table
+        blocks = np.ascontiguousarray(padded.reshape(tiles, FULL_WIDTH, width).swapaxes(1, 2))
+        values, scale = quantize(blocks) if kind == "int8" else (blocks, None)
+        self.values = nnx.Param(jnp.asarray(values))
+        self.scale = None if scale is None else nnx.Param(jnp.asarray(scale))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits fp32 [rows, vocab_size] of x fp32 [rows, d_model]."""
+        values = self.values[...]
+        y: jax.Array = lax.dot_general(x, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        y = y if self.scale is None else y * self.scale[...][None]
+        return y.reshape(x.shape[0], -1)[:, : self.vocab_size]
+
+    def lookup(self, tokens: jax.Array) -> jax.Array:
+        """Returns fp32 [rows, d_model] for int32 tokens [rows], 0 <= token < vocab_size; tokens one after the other."""
+        if tokens.shape == (1,):
+            return self._column(tokens[0])
+        return lax.map(self._column, tokens)[:, 0]
+
+    def _column(self, token: jax.Array) -> jax.Array:
+        """[1, d_model]"""
+        tile, lane = lax.div(token, FULL_WIDTH), lax.rem(token, FULL_WIDTH)
+        values = self.values[...]
+        at, size = (tile, 0, lane), (1, values.shape[1], 1)
+        column = lax.dynamic_slice(values, at, size, allow_negative_indices=False).reshape(1, -1).astype(jnp.float32)
+        if self.scale is None:
+            return column
+        own = jnp.arange(FULL_WIDTH, dtype=jnp.int32)[None, :] == lane
+        return column * jnp.where(own, row(self.scale[...], tile), 0.0).sum(axis=1, keepdims=True)
 
 
 class RmsNorm(nnx.Module):  # type: ignore[misc]

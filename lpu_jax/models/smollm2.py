@@ -4,7 +4,7 @@ Layer parameters are stacked on a leading axis and one `lax.scan` runs them, so 
 Activations are [rows, features]: one row in `decode`, T rows in `prefill`. Use `vmap` outside for more sequences.
 Caches are fp16: k_cache [num_layers, num_kv_heads * head_dim, context] has the positions last, so that it is the rhs of
 the score matmul as it is stored, and the first halves of all heads before the second ones; v_cache is [num_layers,
-context, num_kv_heads * head_dim].
+context, num_kv_heads * head_dim], or packed (models/packed.py) in a compact model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from lpu_jax.models.layers import Embedding, Linear, RmsNorm, WeightKind, matmul, row
+from lpu_jax.models.layers import FULL_WIDTH, Embedding, Linear, RmsNorm, SharedTable, WeightKind, matmul, row
+from lpu_jax.models.packed import PackedValues, mix, pack_table, pack_values, packed, packed_row, packed_rows, updated
 from lpu_jax.models.smollm2_config import (
     DEFAULT_CONTEXT,
     Loader,
@@ -40,8 +41,6 @@ Halves: TypeAlias = tuple[jax.Array, jax.Array]
 Attend: TypeAlias = Callable[["Heads"], tuple[jax.Array, Caches]]
 
 _CACHE_DTYPE = jnp.float16
-_FULL_WIDTH = 320
-"""Columns that a plane multiplies at once: so many of k join q, and the others v, that three products fill them."""
 _MASKED = -1e30  # finite, so that masked score - max never becomes inf - inf; exp of it is exactly 0
 
 
@@ -74,7 +73,8 @@ class Attention(nnx.Module):  # type: ignore[misc]
         q_first, q_second = split_halves(config, q * np.float32(config.scale))
         k_first, k_second = split_halves(config, k)
         self.q_width, self.v_width, half = q_first.shape[-1], v.shape[-1], config.head_dim // 2
-        self.k_width = min(-self.q_width % _FULL_WIDTH // half * half, k_first.shape[-1])
+        # so many of k join q, and the others v, that three products fill the planes
+        self.k_width = min(-self.q_width % FULL_WIDTH // half * half, k_first.shape[-1])
         inside, outside = np.s_[..., : self.k_width], np.s_[..., self.k_width :]
         self.first = Linear(np.concatenate([q_first, k_first[inside]], axis=-1), kind)
         self.second = Linear(np.concatenate([q_second, k_second[inside]], axis=-1), kind)
@@ -150,11 +150,11 @@ class Smollm2(nnx.Module):  # type: ignore[misc]
 
     Attributes:
       config: the sizes (static).
-      embedding: token table.
+      embedding: token table; None if the head holds it.
       layers: one `Layer` whose parameters are stacked, [num_layers, ...].
       norm: the last RMSNorm.
       head: [d_model, vocab_size], the values of the embedding in the layout of a matmul weight.
-      cos, sin: rotary tables, fp32 [context, head_dim], see `rope_tables`.
+      cos, sin: rotary tables, fp32 [context, head_dim / 2], see `rope_tables`; packed in a compact model.
     """
 
     def __init__(self, config: Smollm2Config, load: Loader, weights: WeightKind = "int8") -> None:
@@ -169,22 +169,29 @@ class Smollm2(nnx.Module):  # type: ignore[misc]
             raise ValueError(f"weights={weights!r}: expected 'int8' or 'fp32'")
         self.config = config
         table = load("embedding")
-        self.embedding = Embedding(table, weights)
-        self.head = Linear(np.ascontiguousarray(table.T), weights)
+        self.embedding = None if config.is_compact else Embedding(table, weights)
+        self.head: Linear | SharedTable
+        self.head = SharedTable(table, weights) if config.is_compact else Linear(np.ascontiguousarray(table.T), weights)
         self.layers = Layer(config, load, weights)
         self.norm = RmsNorm(load("norm"), config.rms_eps)
-        cos, sin = rope_tables(config)
+        cos, sin = (pack_table(t) if config.is_compact else t for t in rope_tables(config))
         self.cos = nnx.Variable(jnp.asarray(cos))
         self.sin = nnx.Variable(jnp.asarray(sin))
 
     @classmethod
-    def from_gguf(cls, path: Path | str, weights: WeightKind = "int8", context: int = DEFAULT_CONTEXT) -> Smollm2:
-        """Loads a SmolLM2 GGUF file.
+    def from_gguf(
+        cls,
+        path: Path | str,
+        weights: WeightKind = "int8",
+        context: int = DEFAULT_CONTEXT,
+        is_compact: bool | None = None,
+    ) -> Smollm2:
+        """Loads a SmolLM2 GGUF file; is_compact as in `Smollm2Config`.
 
         Raises:
           ModelFileError: the file is missing, truncated, or holds another architecture or other shapes.
         """
-        config, load = open_parameters(path, context)
+        config, load = open_parameters(path, context, is_compact)
         return cls(config, load, weights)
 
     @classmethod
@@ -204,6 +211,26 @@ class Smollm2(nnx.Module):  # type: ignore[misc]
         shapes: Smollm2 = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), model)
         return shapes
 
+    def lookup(self, tokens: jax.Array) -> jax.Array:
+        """The vectors fp32 [rows, d_model] of tokens int32 [rows]."""
+        found: jax.Array = self.head.lookup(tokens) if self.embedding is None else self.embedding(tokens)
+        return found
+
+    def angles(self, position: jax.Array) -> Angles:
+        """cos and sin of a position, repeated for every head: fp32 [1, d_model] each."""
+        tables, half = [self.cos[...], self.sin[...]], self.config.head_dim // 2
+        if not self.config.is_compact:
+            return _over_heads(self.config, *(row(table, position) for table in tables))
+        cos, sin = (jnp.clip(packed_row(t, half, position, 2 * self.config.num_heads), -1.0, 1.0) for t in tables)
+        return cos, sin
+
+    def first_angles(self, rows: int) -> Angles:
+        """As `angles`, of positions 0 .. rows - 1: fp32 [rows, d_model] each."""
+        tables = [self.cos[...], self.sin[...]]
+        if self.config.is_compact:
+            tables = [packed_rows(table, self.config.head_dim // 2, rows) for table in tables]
+        return _over_heads(self.config, *(lax.slice_in_dim(table, 0, rows) for table in tables))
+
     def empty_caches(self) -> Caches:
         """Returns (k_cache, v_cache) of zeros."""
         k_cache, v_cache = (jnp.zeros(cache.shape, cache.dtype) for cache in self.cache_shapes())
@@ -214,7 +241,7 @@ class Smollm2(nnx.Module):  # type: ignore[misc]
         config = self.config
         return (
             Shape((config.num_layers, config.kv_dim, config.context), _CACHE_DTYPE),
-            Shape((config.num_layers, config.context, config.kv_dim), _CACHE_DTYPE),
+            Shape((config.num_layers, *_value_shape(config)), _CACHE_DTYPE),
         )
 
 
@@ -228,16 +255,16 @@ def decode(
       token: int32 scalar, 0 <= token < vocab_size.
       position: int32 scalar, 0 <= position < context; the caches hold positions 0..position - 1.
       k_cache: fp16 [num_layers, kv_dim, context].
-      v_cache: fp16 [num_layers, context, kv_dim].
+      v_cache: fp16 [num_layers, context, kv_dim], or packed.
 
     Returns:
       (logits fp32 [vocab_size], argmax of the logits as int32 scalar, k_cache, v_cache with `position` written).
     """
     config = model.config
     with jax.named_scope("embedding"):
-        x = model.embedding(jnp.reshape(token, (1,)))
+        x = model.lookup(jnp.reshape(token, (1,)))
     with jax.named_scope("rope_row"):
-        angles = _over_heads(config, *(row(table[...], position) for table in (model.cos, model.sin)))
+        angles = model.angles(position)
     with jax.named_scope("mask"):
         is_before = lax.broadcasted_iota(jnp.int32, (1, config.context), 1) < position
         bias = jnp.where(is_before, jnp.float32(0), jnp.float32(_MASKED))
@@ -289,20 +316,24 @@ def _read_prompt(model: Smollm2, tokens: jax.Array) -> tuple[jax.Array, jax.Arra
     if rows > config.context:
         raise ValueError(f"{rows} prompt tokens do not fit into a context of {config.context} positions")
     with jax.named_scope("embedding"):
-        x = model.embedding(tokens)
+        x = model.lookup(tokens)
     with jax.named_scope("rope_row"):
-        tables = (lax.slice_in_dim(table[...], 0, rows) for table in (model.cos, model.sin))
-        angles = _over_heads(config, *tables)
+        angles = model.first_angles(rows)
     with jax.named_scope("mask"):
-        shape = (rows, config.heads_per_group, rows)
-        seen = lax.broadcasted_iota(jnp.int32, shape, 0) >= lax.broadcasted_iota(jnp.int32, shape, 2)
-        bias = jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED)).reshape(-1, rows)
+        bias = causal_bias(config, rows)
 
     def layer_step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Caches]:
-        return layer(x, lambda heads: _attend_prompt(config, heads, bias), angles)
+        return layer(x, lambda heads: attend_prompt(config, heads, bias), angles)
 
     x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
     return x, k_cache, v_cache
+
+
+def causal_bias(config: Smollm2Config, rows: int) -> jax.Array:
+    """What is added to scores of `attend_prompt`: 0 where position t sees position s <= t, fp32 [.., rows]."""
+    shape = (rows, config.heads_per_group, rows)
+    seen = lax.broadcasted_iota(jnp.int32, shape, 0) >= lax.broadcasted_iota(jnp.int32, shape, 2)
+    return jnp.where(seen, jnp.float32(0), jnp.float32(_MASKED)).reshape(-1, rows)
 
 
 def _head(model: Smollm2, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -337,12 +368,17 @@ def _attend_cache(
     own = jnp.sum(first + second, axis=1, keepdims=True)
     largest = jnp.maximum(jnp.max(scores, axis=1, keepdims=True), own)
     weights, own_weight = jnp.exp(scores - largest), jnp.exp(own - largest)
-    mixed = matmul(weights, v_layer) + own_weight * v.astype(jnp.float32)
+    layout = _layout(config)
+    from_cache = matmul(weights, v_layer) if layout is None else mix(layout, weights, v_layer)
+    mixed = from_cache + own_weight * v.astype(jnp.float32)
     mixed = mixed / (jnp.sum(weights, axis=1, keepdims=True) + own_weight)
     mixed = _own_group(config, mixed.reshape(group_heads, config.num_kv_heads, config.kv_dim))
     k_column = jnp.concatenate([each.T for each in k])
     k_layer = lax.dynamic_update_slice(k_layer, k_column, (0, position), allow_negative_indices=False)
-    v_layer = lax.dynamic_update_slice(v_layer, v, (position, 0), allow_negative_indices=False)
+    if layout is None:
+        v_layer = lax.dynamic_update_slice(v_layer, v, (position, 0), allow_negative_indices=False)
+    else:
+        v_layer = updated(layout, v_layer, v, position)
     return mixed.reshape(1, -1), (k_layer, v_layer)
 
 
@@ -355,7 +391,7 @@ def _own_group(config: Smollm2Config, mixed: jax.Array) -> jax.Array:
     return taken
 
 
-def _attend_prompt(config: Smollm2Config, heads: Heads, bias: jax.Array) -> tuple[jax.Array, Caches]:
+def attend_prompt(config: Smollm2Config, heads: Heads, bias: jax.Array) -> tuple[jax.Array, Caches]:
     """Attends within the prompt, group by group; row t * heads_per_group + h of a group is head h of position t."""
     rows, width, group_heads = heads.v.shape[0], config.head_dim, config.heads_per_group
     q = [each.reshape(rows, group_heads, config.num_kv_heads, width // 2) for each in heads.q]
@@ -373,7 +409,22 @@ def _attend_prompt(config: Smollm2Config, heads: Heads, bias: jax.Array) -> tupl
     if rest:
         k_columns = jnp.concatenate([k_columns, jnp.zeros((config.kv_dim, rest), _CACHE_DTYPE)], axis=1)
         v_rows = jnp.concatenate([v_rows, jnp.zeros((rest, config.kv_dim), _CACHE_DTYPE)], axis=0)
+    if (layout := _layout(config)) is not None:
+        v_rows = packed(layout, v_rows)
     return jnp.stack(mixed, axis=2).reshape(rows, -1), (k_columns, v_rows)
+
+
+def _layout(config: Smollm2Config) -> PackedValues | None:
+    """The packed layout of the values, None if a compact model would gain nothing by it."""
+    if not config.is_compact:
+        return None
+    layout = pack_values(config.context, config.num_kv_heads, config.head_dim)
+    return layout if layout.blocks else None
+
+
+def _value_shape(config: Smollm2Config) -> tuple[int, int]:
+    layout = _layout(config)
+    return (config.context, config.kv_dim) if layout is None else (layout.num_rows, layout.width)
 
 
 def _over_heads(config: Smollm2Config, cos: jax.Array, sin: jax.Array) -> Angles:

@@ -57,6 +57,9 @@ class Smollm2Config:
       context: number of positions in the caches.
       rope_base: base of the rotary frequencies.
       rms_eps: epsilon of RMSNorm.
+      is_compact: whether embedding and head share one table, and values and rotary tables fill all lanes (see
+        models/packed.py): SmolLM2-135M with 2048 positions fits one chip then, and a token takes more cycles. None
+        decides by the context: compact beyond DEFAULT_CONTEXT.
     """
 
     num_layers: int
@@ -68,6 +71,7 @@ class Smollm2Config:
     context: int = DEFAULT_CONTEXT
     rope_base: float = 100_000.0
     rms_eps: float = 1e-5
+    is_compact: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks the invariants."""
@@ -76,6 +80,8 @@ class Smollm2Config:
                 f"d_model {self.d_model}, num_heads {self.num_heads}, num_kv_heads {self.num_kv_heads}: heads must "
                 "divide d_model into even parts, and kv heads must divide heads"
             )
+        if self.is_compact is None:
+            object.__setattr__(self, "is_compact", self.context > DEFAULT_CONTEXT)
 
     @property
     def head_dim(self) -> int:
@@ -98,14 +104,14 @@ class Smollm2Config:
         return float(self.head_dim**-0.5)
 
     @classmethod
-    def from_gguf(cls, file: GgufFile, context: int = DEFAULT_CONTEXT) -> Smollm2Config:
+    def from_gguf(cls, file: GgufFile, context: int = DEFAULT_CONTEXT, is_compact: bool | None = None) -> Smollm2Config:
         """Reads the sizes from the metadata; `context` is how many positions the caches hold."""
         architecture = file.value("general.architecture", str)
         if architecture != "llama":
             raise model_file_error(file.path, f"foreign: architecture '{architecture}', expected 'llama'")
         sizes = {field: file.value(f"llama.{key}", kind) for field, (key, kind) in _METADATA.items()}
         try:
-            config = cls(context=context, **sizes)
+            config = cls(context=context, is_compact=is_compact, **sizes)
         except (ValueError, ZeroDivisionError) as error:
             raise model_file_error(file.path, f"foreign: {error}") from error
         rope_dim = file.value("llama.rope.dimension_count", int)
@@ -184,7 +190,9 @@ def split_halves(config: Smollm2Config, weights: np.ndarray) -> tuple[np.ndarray
     return first.reshape(shape), second.reshape(shape)
 
 
-def open_parameters(path: Path | str, context: int = DEFAULT_CONTEXT) -> tuple[Smollm2Config, Loader]:
+def open_parameters(
+    path: Path | str, context: int = DEFAULT_CONTEXT, is_compact: bool | None = None
+) -> tuple[Smollm2Config, Loader]:
     """Opens a SmolLM2 GGUF file and checks its architecture and every tensor's shape.
 
     Returns:
@@ -194,7 +202,7 @@ def open_parameters(path: Path | str, context: int = DEFAULT_CONTEXT) -> tuple[S
       ModelFileError: the file is missing, truncated, or holds another architecture or other shapes.
     """
     file = read_gguf(path)
-    config = Smollm2Config.from_gguf(file, context)
+    config = Smollm2Config.from_gguf(file, context, is_compact)
     _check_tensors(file, config)
     return config, lambda name: _load_parameter(file, config, name)
 

@@ -18,7 +18,7 @@ TEMPORARIES = "temporaries"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-    """A storage in SRAM.
+    """A storage in SRAM, or its part that begins at one address.
 
     Attributes:
       name: the argument that it holds, or TEMPORARIES.
@@ -39,7 +39,7 @@ class Tensor:
 
 
 def tensors(compiled: CompiledGraph, rows: Rows, names: Sequence[str] | None = None) -> tuple[Tensor, ...]:
-    """All storages that have a place.
+    """All storages that have a place; one that begins at several addresses is as many tensors.
 
     Args:
       compiled: every stage of the program.
@@ -57,20 +57,21 @@ def tensors(compiled: CompiledGraph, rows: Rows, names: Sequence[str] | None = N
         start = 0 if storage.resident or not spans else spans[min(first, len(spans) - 1)][0]
         stop = compiled.cycles if storage.resident or last >= len(spans) else spans[last][1]
         default = storage.name if storage.resident and storage.name else TEMPORARIES
-        found.append(
-            Tensor(
+        for base in dict.fromkeys(first_address for _, first_address in place.starts):
+            slices = tuple(s for s, first_address in place.starts if first_address == base)
+            tensor = Tensor(
                 name=names[index] if names is not None else default,
                 hemisphere=storage.hemisphere.name,
                 format=storage.format.name.lower(),
-                slices=place.slices,
-                base=place.base,
+                slices=slices,
+                base=base,
                 num_addresses=storage.num_addresses,
-                num_bytes=storage.num_slices * storage.num_addresses * chip.num_lanes,
+                num_bytes=len(slices) * storage.num_addresses * chip.num_lanes,
                 is_resident=storage.resident,
                 first_cycle=start,
                 end_cycle=max(stop, start + 1),
             )
-        )
+            found.append(tensor)
     return tuple(found)
 
 

@@ -10,7 +10,8 @@ from helpers import Sketch
 import lpu_jax
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.analysis.memory import memory_use, peak_position
-from lpu_jax.lowering.passes.place import Place, place
+from lpu_jax.lowering.passes.place import place
+from lpu_jax.lowering.passes.slots import Place
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.runtime.errors import SramOverflowError

@@ -11,7 +11,7 @@ from helpers import Sketch, assert_agrees
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering import pipeline
 from lpu_jax.lowering.passes.place import place, verify_allocation
-from lpu_jax.lowering.passes.place_search import lowest_gap, with_range
+from lpu_jax.lowering.passes.slots import lowest_gap, with_range
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_storage import SPREADS
 from lpu_jax.lowering.pipeline import compile_graph
@@ -209,10 +209,10 @@ def test_what_does_not_fit_generously_is_packed_tighter(fitting, monkeypatch):
         tried.append(spread)
         return tile(*args, spread=spread, **kwargs)
 
-    def place_or_refuse(tiles):
+    def place_or_refuse(tiles, reserve):
         if len(tried) <= fitting:
             raise SramOverflowError("full")
-        return place(tiles)
+        return place(tiles, reserve=reserve)
 
     monkeypatch.setattr(pipeline, "tile", tile_and_note)
     monkeypatch.setattr(pipeline, "place", place_or_refuse)
