@@ -56,4 +56,5 @@ def compensate(weights: Array, moments: Array, number_format: NumberFormat) -> A
 def _units(block: Array, number_format: NumberFormat) -> Array:
     """2^unit of every column of a block, with the least squared error, float32 [N]."""
     _, units = to_blocks(np, block, number_format, optimal=True)
-    return np.exp2(units[0].astype(np.float32))
+    steps: Array = np.exp2(units[0].astype(np.float32))
+    return steps

@@ -307,11 +307,15 @@ class Tiler:
         if value not in self.pending:
             return None
         if value not in self.windows:
-            self.windows[value] = self._find_windows(value, 1)
+            found = self._find_windows(value, 1)
+            self.windows[value] = found if found is not None and found.is_whole else None
         return self.windows[value]
 
     def segments_of(self, value: int, max_segments: int) -> Windows | None:
-        """The rows of a pending value in a few segments each, None if it has a view or its rows are none."""
+        """The rows of a pending value in a few segments each, None if it has a view or its rows are none.
+
+        Padding behind a segment is left out: its lanes hold something else.
+        """
         windows = self.windows_of(value)
         if windows is not None or value not in self.pending:
             return windows

@@ -94,7 +94,7 @@ SPREADS = (
 )
 """In the order in which they are tried: a program that nearly fills the chip has to fill it evenly, in large pieces."""
 
-BRIMFUL = Spread(0, 256, by_side=True)
+BRIMFUL = Spread(0, 256, 2, False, by_side=True)
 """For weights that the slice sets of the planes do not hold."""
 
 MAX_TABLE_ADDRESSES = 128
@@ -188,7 +188,7 @@ class StorageBuilder:
             load = self._loads[place[1], place[0]]
             return load > limit, taken[place], load
 
-        plane, side = min(places, key=self._fullness if self._by_side else price)
+        plane, side = min(places, key=self._fullness if self.spread.by_side else price)
         self._loads[side, plane] += num_addresses
         return side, plane
 

@@ -42,6 +42,11 @@ class Windows:
         """Vectors that hold one row."""
         return len(self.sizes)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the segments hold all elements, padding included."""
+        return sum(self.sizes) == self.edges[-1]
+
     def mirrored(self, builder: StorageBuilder) -> Windows:
         """The same rows with their second place if all their vectors have one."""
         (refs,) = self.refs

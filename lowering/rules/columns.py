@@ -51,10 +51,12 @@ def column(ctx: RuleContext, table: int, number: int, lane: int) -> Operand:
         words = ctx.aval(picked)
         found = ctx.rewrite(lambda w: _unpacked(w, number_format)[:, :num_rows], picked, avals=[words])[0]
     else:
-        found = convert(ctx, picked, ctx.aval(picked).dtype, "float32")
+        found = convert(ctx, picked, ctx.aval(picked).dtype, "float32")  # type: ignore[assignment]
     if scale is not None:
         found = ctx.elementwise("mul", found, _scale_of(ctx, scale, tile, lane))
-    return ctx.elementwise("to_int", found, dtype="int8") if dtype == "int8" else convert(ctx, found, "float32", dtype)
+    if dtype == "int8":
+        return ctx.elementwise("to_int", found, dtype="int8")
+    return convert(ctx, found, "float32", dtype)  # type: ignore[return-value]
 
 
 def _scale_of(ctx: RuleContext, scale: Operand, tile: int, lane: int) -> Operand:
@@ -71,18 +73,18 @@ def _scale_of(ctx: RuleContext, scale: Operand, tile: int, lane: int) -> Operand
 def _pick(ctx: RuleContext, held: int, tile: int, lane: int) -> int:
     """held[tile, :, lane] as [1, rows]; int8 through bfloat16, which holds it exactly and is summed in one pass."""
     rows: Operand = ctx.gather_rows(held, tile)
-    shape, dtype = ctx.aval(rows).shape, ctx.aval(rows).dtype  # type: ignore[arg-type]
+    shape, dtype = ctx.aval(rows).shape, ctx.aval(rows).dtype
     lanes = ctx.constant(np.arange(shape[-1], dtype=np.int32))
     own = ctx.broadcast_to(ctx.elementwise("ieq", lanes, lane), shape)
     if dtype == "int8":
-        rows = convert(ctx, convert(ctx, rows, "int8", "float32"), "float32", "bfloat16")
-    narrow = ctx.aval(rows).dtype  # type: ignore[arg-type]
+        rows = convert(ctx, convert(ctx, rows, "int8", "float32"), "float32", "bfloat16")  # type: ignore[assignment, arg-type]
+    narrow = ctx.aval(rows).dtype
     masked = ctx.elementwise("mask", rows, own, dtype=narrow)
     total: Operand = ctx.lane_reduce("sum", masked, dtype="float32")  # type: ignore[arg-type]
     if dtype == "int8":
         total = ctx.elementwise("to_int", total, dtype="int8")
     elif dtype in NARROW_FLOATS:
-        total = convert(ctx, total, "float32", dtype)
+        total = convert(ctx, total, "float32", dtype)  # type: ignore[assignment]
     return ctx.reshape(total, (1, shape[1]))  # type: ignore[return-value]
 
 

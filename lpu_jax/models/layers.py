@@ -108,13 +108,15 @@ class SharedTable(nnx.Module):  # type: ignore[misc]
         values = self.values[...]
         y: jax.Array = lax.dot_general(x, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         y = y if self.scale is None else y * self.scale[...][None]
-        return y.reshape(x.shape[0], -1)[:, : self.vocab_size]
+        logits: jax.Array = y.reshape(x.shape[0], -1)[:, : self.vocab_size]
+        return logits
 
     def lookup(self, tokens: jax.Array) -> jax.Array:
         """Returns fp32 [rows, d_model] for int32 tokens [rows], 0 <= token < vocab_size; tokens one after the other."""
         if tokens.shape == (1,):
             return self._column(tokens[0])
-        return lax.map(self._column, tokens)[:, 0]
+        rows: jax.Array = lax.map(self._column, tokens)
+        return rows[:, 0]
 
     def _column(self, token: jax.Array) -> jax.Array:
         """[1, d_model]"""

@@ -9,7 +9,7 @@ from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_moves import FILL
 from lpu_jax.lowering.passes.tile_windows import find_windows
 from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput
-from lpu_jax.runtime.ops import Broadcast, Concatenate, Immediate, Reshape, Slice, Transpose
+from lpu_jax.runtime.ops import Broadcast, Concatenate, Immediate, Pad, Reshape, Slice, Transpose
 
 ZERO = np.array([3, 0])
 """Where a vector of zeros lies."""
@@ -166,6 +166,16 @@ def test_rows_of_padding_are_windows_of_zeros():
     assert found.offsets.tolist() == [[3, 8], [3, 8]]
     assert found.refs[0][1, 0].tolist() == ZERO.tolist()
     assert found.refs[0][[0, 0, 1], [0, 1, 1]].tolist() == [[0, 5], [0, 5], [0, 9]]
+
+
+def test_padding_behind_a_window_is_zero_for_all_but_products():
+    """exp(0) = 1 behind rows cut from the middle of a vector: its other lanes are no padding."""
+    s = Sketch(seed=8)
+    x = s.fn("neg", s.random((3, 16)))
+    part = s.op(Slice((0, 4), (3, 10), (1, 1)), x, shape=(3, 6))
+    padded = s.op(Pad((0, 0), (0, 4), 0.0), part, shape=(3, 10))
+    graph = s.build((s.fn("exp", padded),))
+    assert_agrees(graph, tiny, s.arguments)
 
 
 def test_find_windows_of_several_segments():
