@@ -161,7 +161,8 @@ class Placement:
         ready = [self.placer.earliest(tile.multiply) for tile in tiles]
         ready[0] = max(ready[0], self._free_accumulators())
         lead = tiles[0].load_cycles + tail
-        pending = self._reuse(tiles[0], ready[0]) if self.given is None else False
+        # a tile that stayed installed was in the way of others: it is loaded again later
+        pending = self._reuse(tiles[0], ready[0]) if self.given is None and start == 0 else False
         if pending:
             self.multiplied = max(self.multiplied, self.installed)
         free = start
