@@ -82,7 +82,8 @@ def find_windows(codes: IntArray, num_lanes: int, zero: IntArray, max_segments: 
         return None
     rows = codes.reshape(-1, size)
     is_zero = rows == FILL
-    follows = ((rows[:, 1:] == rows[:, :-1] + 1) & ~is_zero[:, 1:] | is_zero[:, 1:] & is_zero[:, :-1]).all(axis=0)
+    is_next = (rows[:, 1:] == rows[:, :-1] + 1) & ~is_zero[:, :-1]  # the first code of all follows FILL, as a number
+    follows = (is_next | is_zero[:, 1:] & is_zero[:, :-1]).all(axis=0)
     starts = [0, *(np.nonzero(~follows)[0] + 1).tolist()]
     sizes = np.diff([*starts, size])
     real = [i for i, start in enumerate(starts) if i == 0 or not is_zero[:, start].all()]

@@ -6,7 +6,7 @@ from helpers import Sketch, assert_agrees
 
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.tile import tile
-from lpu_jax.lowering.passes.tile_moves import FILL
+from lpu_jax.lowering.passes.tile_moves import FILL, refs_codes
 from lpu_jax.lowering.passes.tile_windows import find_windows
 from lpu_jax.lowering.tile_ir import ChainOp, MatMulInput
 from lpu_jax.runtime.ops import Broadcast, Concatenate, Immediate, Pad, Reshape, Slice, Transpose
@@ -175,6 +175,15 @@ def test_padding_behind_a_window_is_zero_for_all_but_products():
     part = s.op(Slice((0, 4), (3, 10), (1, 1)), x, shape=(3, 6))
     padded = s.op(Pad((0, 0), (0, 4), 0.0), part, shape=(3, 10))
     graph = s.build((s.fn("exp", padded),))
+    assert_agrees(graph, tiny, s.arguments)
+
+
+def test_padding_in_front_of_the_very_first_vector():
+    """Lane 0 of vector 0 of storage 0 has the code that follows that of padding."""
+    s = Sketch(seed=8)
+    padded = s.op(Pad((0, 1), (0, 0), 0.0), s.random((1, 8)), shape=(1, 9))
+    graph = s.build((s.fn("exp", padded),))
+    assert refs_codes(tile(graph, tiny).inputs[0].view.refs)[0] == FILL + 1
     assert_agrees(graph, tiny, s.arguments)
 
 
