@@ -222,8 +222,9 @@ weights gate gives a bit at the least error, the rest of q, k and v takes one fo
 
 
 def one_chip_policy() -> Policy:
-    """`truepoint` with these formats; the head is the embedding, too."""
+    """`truepoint` with these formats; the head is the embedding, too, and is looked up in its own."""
     rules = [Rule(f"*dot_general@*{name}/values*", rhs=form) for name, form in ONE_CHIP.items()]
+    rules.append(Rule("*dynamic_slice@*head/values*", rhs=ONE_CHIP["head"]))
     return PRESETS["truepoint"].with_rules(*rules, name="one chip")
 
 

@@ -127,22 +127,14 @@ class RuleContext(Emitter):
         is_whole = self.weights[value].is_whole
         return self.aval(value).shape, tuple(reversed(moves)) if is_whole else None
 
-    def formats(self, lhs: int | None, rhs: int, is_product: bool = False) -> Formats:
-        """Formats of a product [B, M, K] x [B, K, N], or without a lhs of a lookup in a table.
-
-        is_product: of a lookup in [B, K, N] that products multiply by, too: a site of a product, so that rules for the
-        weights of products hold for it, and it reads what they read.
-        """
+    def formats(self, lhs: int | None, rhs: int) -> Formats:
+        """Formats of a product [B, M, K] x [B, K, N], or without a lhs of a lookup in a table."""
         argument = self.argument(rhs)
         weight_shape, moves = self._moves(rhs)
-        lhs_shape = () if lhs is None else self.aval(lhs).shape
-        if is_product:
-            batches, contracting, _ = self.aval(rhs).shape
-            lhs_shape = (batches, 1, contracting)
         site = Site(
-            path=self.path.removesuffix(self.primitive) + "dot_general" if is_product else self.path,
+            path=self.path,
             weight="" if argument is None else argument.name,
-            lhs_shape=lhs_shape,
+            lhs_shape=() if lhs is None else self.aval(lhs).shape,
             rhs_shape=self.aval(rhs).shape,
             weight_shape=weight_shape,
             moves=moves,

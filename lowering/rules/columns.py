@@ -1,7 +1,7 @@
 """Columns of matrices that are weights of products, too: `matrices[t, :, n]` of a resident [T, K, N] at run time.
 
-The matrices are held once, as the products have them: matrix t is gathered whole (`tile_shared`), all lanes but n are
-masked, and sums over lanes, of one term that is not zero, bring its elements together. A zero comes out as +0.
+In the format of the products the matrices are held once: matrix t is gathered whole (`tile_shared`), all lanes but n
+are masked, and sums over lanes, of one term that is not zero, bring its elements together. A zero comes out as +0.
 
   blocks   the words of a column are picked as bytes; its elements are unpacked where they lie side by side
 """
@@ -39,10 +39,11 @@ def is_column(ctx: RuleContext, table: int, starts: Sequence[Operand], sizes: Se
 def column(ctx: RuleContext, table: int, number: int, lane: int) -> Operand:
     """table[number, :, lane] of a resident [T, K, N], as [1, K] of its dtype; indices are int32 scalars in range.
 
-    The table is held in the format that the policy has for the weights of a product here, else as it is given.
+    The table is held in the format that the policy has for this lookup, else as it is given; where that is the format
+    of the products' weights, too, it is held once.
     """
     dtype, num_rows = ctx.aval(table).dtype, ctx.aval(table).shape[1]
-    form = ctx.formats(None, table, is_product=True).rhs
+    form = ctx.formats(None, table).rhs
     held, data_format, scale = (table, FORMATS[dtype], None) if form is None else enter_weights(ctx, table, form)
     tile: int = ctx.reshape(number, (1,))  # type: ignore[assignment]
     picked = _pick(ctx, held, tile, lane)

@@ -29,6 +29,11 @@ def matrices(dtype=np.float32):
     return (rng.standard_normal((TILES, ROWS, WIDTH)) * np.exp2(rng.integers(-9, 9, (TILES, 1, WIDTH)))).astype(dtype)
 
 
+def held_once(form):
+    """A policy with one format for products and lookups."""
+    return Policy("held once", (Rule("*dot_general@*", rhs=form), Rule("*dynamic_slice@*", rhs=form)))
+
+
 def compiled_for(w, policy):
     step = lpu(column_and_product, precision=policy, resident_argnums=0)
     return step.lower(w, jnp.int32(0), jnp.int32(0), jnp.ones((1, ROWS), jnp.float32)).compile()
@@ -37,7 +42,7 @@ def compiled_for(w, policy):
 @pytest.mark.parametrize("form", ["bfp9", "int8", "fp16"])
 def test_a_column_is_what_the_product_multiplies_by(form):
     w = matrices()
-    compiled = compiled_for(w, Policy("held once", (Rule("*dot_general@*", rhs=form),)))
+    compiled = compiled_for(w, held_once(form))
     with jax.enable_x64(True):
         held = np.asarray(round_operand(jnp.asarray(w), parse_format(form)))
     for tile, lane in [(0, 0), (5, 319), (3, 17)]:
@@ -54,8 +59,7 @@ def test_a_column_is_what_the_product_multiplies_by(form):
 @pytest.mark.parametrize("form", ["bfp9x32", None])
 def test_the_machine_has_the_bits_of_the_executor(form):
     w = matrices(np.float32 if form else np.int8)
-    policy = Policy("held once", (Rule("*dot_general@*", rhs=form),) if form else ())
-    compiled = compiled_for(w, policy)
+    compiled = compiled_for(w, held_once(form) if form else Policy("none"))
     rng = np.random.default_rng(1)
     arguments = w, jnp.int32(4), jnp.int32(200), jnp.asarray(rng.standard_normal((1, ROWS)), jnp.float32)
     outputs, cycles = compiled.simulate(*arguments)
@@ -64,9 +68,11 @@ def test_the_machine_has_the_bits_of_the_executor(form):
         assert np.asarray(ours).tobytes() == np.asarray(wanted).tobytes()
 
 
-def test_without_a_format_columns_are_exact():
+@pytest.mark.parametrize("policy", ["fp16", "bfp8", "truepoint", Policy("none")], ids=str)
+def test_columns_are_exact_unless_a_policy_names_the_lookup(policy):
+    """What products round their weights to is no business of a slice."""
     w = matrices()
-    column, _ = compiled_for(w, Policy("none"))(w, jnp.int32(2), jnp.int32(9), jnp.ones((1, ROWS), jnp.float32))
+    column, _ = compiled_for(w, policy)(w, jnp.int32(2), jnp.int32(9), jnp.ones((1, ROWS), jnp.float32))
     np.testing.assert_array_equal(column, w[2, :, 9])
 
 
