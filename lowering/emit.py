@@ -198,7 +198,13 @@ class Emitter:
         return self.add(LaneReduce(function), (x,), Aval((*aval.shape[:-1], 1), dtype or aval.dtype))[0]
 
     def matmul(
-        self, lhs: int, rhs: int, lhs_format: DataFormat, rhs_format: DataFormat, rhs_values: int | None = None
+        self,
+        lhs: int,
+        rhs: int,
+        lhs_format: DataFormat,
+        rhs_format: DataFormat,
+        rhs_values: int | None = None,
+        skips_padding: bool = False,
     ) -> int:
         """[B, M, K] x [B, K, N] -> [B, M, N], summed exactly and rounded once.
 
@@ -207,7 +213,7 @@ class Emitter:
         batch, rows, _ = self.aval(lhs).shape
         is_integer = lhs_format is DataFormat.INT8 and rhs_format is DataFormat.INT8
         aval = Aval((batch, rows, self.aval(rhs).shape[2]), "int32" if is_integer else "float32")
-        (result,) = self.add(MatMul(lhs_format, rhs_format), (lhs, rhs), aval)
+        (result,) = self.add(MatMul(lhs_format, rhs_format, skips_padding), (lhs, rhs), aval)
         values = rhs if rhs_values is None else rhs_values
         self.magnitudes.record_product(result, self.aval(lhs).shape[2], lhs, values)
         return result

@@ -118,10 +118,14 @@ Move = Reshape | Transpose | Slice | Broadcast | Concatenate | Pad | Reverse
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MatMul:
-    """Batched matrix product on the MXM; formats of the operands as they enter it."""
+    """Batched matrix product on the MXM; formats of the operands as they enter it.
+
+    skips_padding: rows of the rhs that meet nothing but padding of the lhs are zeros, too, so they may be left out.
+    """
 
     lhs_format: DataFormat
     rhs_format: DataFormat
+    skips_padding: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -307,23 +307,19 @@ class Tiler:
         if value not in self.pending:
             return None
         if value not in self.windows:
-            found = self._find_windows(value, 1)
-            self.windows[value] = found if found is not None and found.is_whole else None
+            self.windows[value] = self._find_windows(value, 1, False)
         return self.windows[value]
 
-    def segments_of(self, value: int, max_segments: int) -> Windows | None:
-        """The rows of a pending value in a few segments each, None if it has a view or its rows are none.
-
-        Padding behind a segment is left out: its lanes hold something else.
-        """
+    def segments_of(self, value: int, max_segments: int, skips_padding: bool) -> Windows | None:
+        """The rows of a pending value in a few segments each, None if it has a view or its rows are none."""
         windows = self.windows_of(value)
         if windows is not None or value not in self.pending:
             return windows
-        return self._find_windows(value, max_segments)
+        return self._find_windows(value, max_segments, skips_padding)
 
-    def _find_windows(self, value: int, max_segments: int) -> Windows | None:
+    def _find_windows(self, value: int, max_segments: int, skips_padding: bool) -> Windows | None:
         zero = self.builder.zero(self.graph.avals[value].dtype)
-        found = find_windows(self.pending[value], self.chip.num_lanes, zero, max_segments)
+        found = find_windows(self.pending[value], self.chip.num_lanes, zero, max_segments, skips_padding)
         return found and found.mirrored(self.builder)
 
     def close_all(self) -> None:

@@ -54,7 +54,7 @@ def tile_matmul(tiler: Tiler, equation: Equation, op: MatMul) -> None:
     places, first_columns = _weights(tiler, rhs)
     vectors = batches * tiler.graph.avals[rhs].shape[1]
     rhs_refs = [refs.reshape(vectors, -1, 2) for refs in places]
-    activations = _activations(tiler, lhs, op.lhs_format, op.rhs_format, columns)
+    activations = _activations(tiler, lhs, op, columns)
     product = ProductSource(
         lhs=activations,
         lhs_format=op.lhs_format,
@@ -75,13 +75,13 @@ def _rows_per_load(chip: ChipSpec, rhs_format: DataFormat) -> int:
     return chip.num_mxm_rows if rhs_format.is_block else chip.num_streams_per_load // rhs_format.num_bytes
 
 
-def _activations(tiler: Tiler, value: int, lhs_format: DataFormat, rhs_format: DataFormat, columns: int) -> Windows:
+def _activations(tiler: Tiler, value: int, op: MatMul, columns: int) -> Windows:
     """Rows of the lhs of a product; windows as they are if their weights can be loaded at the same rows."""
     chip, shape = tiler.chip, tiler.shape(value)
-    rows_per_load = _rows_per_load(chip, rhs_format)
+    rows_per_load = _rows_per_load(chip, op.rhs_format)
     most = 1 if chip.accumulation != "exact" else max(2 * num_tiles(shape, chip.num_lanes), shape[-1] // MIN_SEGMENT)
-    windows = tiler.segments_of(value, most)
-    if windows is not None and _is_worth_it(chip, windows, num_rows(shape), (lhs_format, rhs_format), columns):
+    windows = tiler.segments_of(value, most, op.skips_padding)
+    if windows is not None and _is_worth_it(chip, windows, num_rows(shape), op, columns):
         loaded = -(-np.array(windows.sizes) // rows_per_load) * rows_per_load
         is_aligned = all(edge % rows_per_load == 0 for edge in windows.edges[:-1])
         if is_aligned and int((windows.offsets + loaded).max()) <= chip.num_mxm_rows:
@@ -89,9 +89,7 @@ def _activations(tiler: Tiler, value: int, lhs_format: DataFormat, rhs_format: D
     return whole_rows(tuple(view.refs for view in tiler.lanes_views(value)), shape, chip.num_lanes)
 
 
-def _is_worth_it(
-    chip: ChipSpec, windows: Windows, rows: int, formats: tuple[DataFormat, DataFormat], columns: int
-) -> bool:
+def _is_worth_it(chip: ChipSpec, windows: Windows, rows: int, op: MatMul, columns: int) -> bool:
     """Whether to multiply segments one by one takes no longer than to have the SXM bring them together first.
 
     More segments cost multiplications, once per column tile; joined, each takes its turn in one of two permuters.
@@ -100,16 +98,15 @@ def _is_worth_it(
     tiles = -(-size // chip.num_lanes)
     if count <= 2 * tiles:
         return True
-    lhs_format, rhs_format = formats
-    planes = 2 * chip.num_planes / chip.planes_per_tile(rhs_format.significand_bytes)
+    bytes_of = op.lhs_format.significand_bytes, op.rhs_format.significand_bytes
+    planes = 2 * chip.num_planes / chip.planes_per_tile(op.rhs_format.num_bytes)
 
     def cycles(sizes: Sequence[int]) -> float:
-        bytes_of = lhs_format.significand_bytes, rhs_format.significand_bytes
         each = [max(rows * chip.cycles_per_vector(n, *bytes_of), chip.mxm_install_interval_cycles) for n in sizes]
         return sum(each) * max(1 / len(Hemisphere), num_tiles((columns,), chip.num_lanes) / planes)
 
     joined = cycles([min(chip.num_lanes, size - start) for start in range(0, size, chip.num_lanes)])
-    moves = chip.sxm_permute_cycles + rows * count * lhs_format.num_bytes / len(Hemisphere)
+    moves = chip.sxm_permute_cycles + rows * count * op.lhs_format.num_bytes / len(Hemisphere)
     return cycles(windows.sizes) <= joined + moves
 
 
@@ -130,7 +127,8 @@ def tile_reduction(tiler: Tiler, equation: Equation, op: LaneReduce) -> None:
     rows = num_rows(shape)
     if op.function == "sum":
         lhs_format = FORMATS[tiler.graph.avals[operand].dtype]
-        activations = _activations(tiler, operand, lhs_format, DataFormat.INT8, 1)
+        ones = MatMul(lhs_format, DataFormat.INT8, skips_padding=True)
+        activations = _activations(tiler, operand, ones, 1)
         product = ProductSource(
             lhs=activations,
             lhs_format=lhs_format,

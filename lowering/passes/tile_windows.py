@@ -42,11 +42,6 @@ class Windows:
         """Vectors that hold one row."""
         return len(self.sizes)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the segments hold all elements, padding included."""
-        return sum(self.sizes) == self.edges[-1]
-
     def mirrored(self, builder: StorageBuilder) -> Windows:
         """The same rows with their second place if all their vectors have one."""
         (refs,) = self.refs
@@ -72,10 +67,13 @@ def whole_rows(refs: tuple[IntArray, ...], shape: tuple[int, ...], num_lanes: in
     return Windows(rows, np.zeros(rows[0].shape[:2], np.int64), edges, tuple(np.diff(edges).tolist()))
 
 
-def find_windows(codes: IntArray, num_lanes: int, zero: IntArray, max_segments: int = 1) -> Windows | None:
+def find_windows(
+    codes: IntArray, num_lanes: int, zero: IntArray, max_segments: int = 1, skips_padding: bool = False
+) -> Windows | None:
     """The rows of a value whose elements lie at `codes` [..., K] as windows, None if one of them is none.
 
-    zero: ref of a vector of zeros, in which segments of nothing but padding lie.
+    zero: ref of a vector of zeros, in which segments of nothing but padding lie. skips_padding: what is padding in all
+    rows is left out behind segments, where vectors may hold something else.
     """
     size = codes.shape[-1] if codes.ndim else 0
     if not 1 < size <= num_lanes * max_segments:
@@ -86,8 +84,9 @@ def find_windows(codes: IntArray, num_lanes: int, zero: IntArray, max_segments: 
     follows = (is_next | is_zero[:, 1:] & is_zero[:, :-1]).all(axis=0)
     starts = [0, *(np.nonzero(~follows)[0] + 1).tolist()]
     sizes = np.diff([*starts, size])
-    real = [i for i, start in enumerate(starts) if i == 0 or not is_zero[:, start].all()]
-    starts, sizes = [starts[i] for i in real], sizes[real]  # what is nothing but padding belongs to what it follows
+    if skips_padding:
+        real = [i for i, start in enumerate(starts) if i == 0 or not is_zero[:, start].all()]
+        starts, sizes = [starts[i] for i in real], sizes[real]
     if len(starts) > max_segments:
         return None
     first, blank = rows[:, starts], is_zero[:, starts]

@@ -3,8 +3,8 @@
     y[n, p, o] = sum over taps t, channels c of  x[n, p * stride + t * dilation, c] * w[t, c, o]
 
 The views are strided slices, joined along the contracted axis: [N P, T C] x [T C, O], so that every sum is exact and
-rounded once. A float32 input is narrowed before it is sliced, with one scale per image, so that the views need no work
-and the MXM multiplies them where they lie, tap by tap. Depthwise convolutions multiply and add on the VXM, in float32.
+rounded once. The input is narrowed before it is sliced, with one scale per image, so that the views need no work and
+the MXM multiplies them where they lie, tap by tap. Depthwise convolutions multiply and add on the VXM, in float32.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from jax import lax
 from lpu_jax.lowering.emit import FLOATS, Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.matmul import product_of_patches
+from lpu_jax.runtime.chip import GROQCHIP1
 
-_ROWS_PER_LOAD = 16
+_ROWS_PER_LOAD = GROQCHIP1.num_streams_per_load
 """Rows of the MXM that are loaded at a time, of weights of one byte; those of other widths are fewer and divide it."""
-_LANES = 320
-"""Lanes of a vector of most chips; on one with fewer, windows are built by the SXM."""
+_LANES = GROQCHIP1.num_lanes
+"""Lanes of a vector, as on most chips; on one with fewer, windows are built by the SXM."""
 
 
 @register_lowering("conv_general_dilated")
@@ -54,6 +55,8 @@ def _conv_general_dilated(
     image_axes = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
     tap_axes = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
     out_axes = np.argsort((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])).tolist()
+    dtypes = [aval.dtype for aval in ctx.avals_in]
+    is_product = target in FLOATS and all(dtype in (*FLOATS, "int8") for dtype in dtypes)
     convolution = Convolution(
         images=tuple(ctx.avals_in[0].shape[i] for i in image_axes),
         taps=tuple(ctx.avals_in[1].shape[i] for i in tap_axes),
@@ -62,11 +65,10 @@ def _conv_general_dilated(
         padding=tuple((int(a), int(b), int(d) - 1) for (a, b), d in zip(padding, lhs_dilation, strict=True)),
         feature_groups=feature_group_count,
         batch_groups=batch_group_count,
+        rows_per_load=_ROWS_PER_LOAD if is_product else 1,
     )
-
-    is_float = ctx.avals_in[0].dtype == "float32" and ctx.avals_in[1].dtype in FLOATS and target in FLOATS
-    is_narrowed = is_float and not convolution.is_depthwise
-    fold = find_fold(convolution) if is_narrowed else None
+    is_product = is_product and not convolution.is_depthwise
+    fold = find_fold(convolution) if is_product else None
 
     def matrices(w: Any) -> Any:
         w = lax.transpose(w, tap_axes)
@@ -84,13 +86,13 @@ def _conv_general_dilated(
             y = results(_products(convolution.patches(x), matrices(w), precision, dtype))
         return lax.convert_element_type(y, target)
 
-    if not is_narrowed:
+    if not is_product:
         return ctx.rewrite(whole, lhs, rhs)
     (x,) = ctx.rewrite(lambda x: lax.transpose(x, image_axes), lhs, avals=ctx.avals_in[:1])
     (kernel,) = ctx.rewrite(matrices, rhs, avals=ctx.avals_in[1:])
     if fold is not None:
         (x,) = ctx.rewrite(fold.bands, x, avals=[ctx.aval(x)])
-        x = ctx.elementwise("identity", x, dtype="float32")  # in memory, so that windows are views of it
+        x = ctx.elementwise("identity", x, dtype=dtypes[0])  # in memory, so that windows are views of it
     shape = ctx.aval(x).shape
     flat = ctx.reshape(x, (shape[0], math.prod(shape[1:-1]), shape[-1]))
 
@@ -111,7 +113,8 @@ def _conv_general_dilated(
 class Convolution:
     """Shapes of a convolution of images [N, spatial..., C] with taps [spatial..., C / feature groups, O].
 
-    padding: (low, high, interior) of every spatial axis.
+    padding: (low, high, interior) of every spatial axis. rows_per_load: channels of a tap are filled up with zeros to
+    so many rows of the MXM, or a multiple of them, so that weights are loaded tap by tap.
     """
 
     images: tuple[int, ...]
@@ -121,6 +124,7 @@ class Convolution:
     padding: tuple[tuple[int, int, int], ...]
     feature_groups: int
     batch_groups: int
+    rows_per_load: int
 
     @property
     def num_taps(self) -> int:
@@ -136,7 +140,7 @@ class Convolution:
     def num_rows(self) -> int:
         """Rows of the MXM for each tap: channels of a feature group, with zeros up to whole loads of weights."""
         depth = self.taps[-2]
-        return -(-depth // _ROWS_PER_LOAD) * _ROWS_PER_LOAD if self.num_taps > 1 else depth
+        return -(-depth // self.rows_per_load) * self.rows_per_load if self.num_taps > 1 else depth
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -26,15 +26,15 @@ from lpu_jax.lowering.rules.integer_products import INTEGERS, integer_product
 from lpu_jax.lowering.rules.operand_formats import (
     TARGET_EXPONENTS,
     Scaled,
-    as_int8,
     enter_as,
     inverse_scale,
     leave_as,
+    magnitudes,
     reciprocal_power,
 )
 from lpu_jax.lowering.rules.reductions import fold_axis
 from lpu_jax.lowering.rules.views import behind_moves, work_behind_moves
-from lpu_jax.runtime.formats import FP16, FP32, INT8, NumberFormat
+from lpu_jax.runtime.formats import FP16, FP32, NumberFormat
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import DecodeBlocks
 
@@ -85,8 +85,8 @@ def _scaled_lhs(ctx: RuleContext, x: int) -> Scaled:
     return _scale(ctx, x, ctx.lane_reduce("sum", ctx.elementwise("abs", x)))  # type: ignore[arg-type]
 
 
-def _scaled_rhs(ctx: RuleContext, x: int, only_finite: bool = False) -> Scaled:
-    """Per-matrix scale of [B, K, N], or of its transpose, of its finite values; known contents are scaled at once."""
+def _scaled_rhs(ctx: RuleContext, x: int, is_image: bool = False) -> Scaled:
+    """Per-matrix scale of [B, K, N] or its transpose (images: of what is finite); known contents are scaled at once."""
     content = ctx.builder.constant_of(x)
     if content is not None:
         return _scaled_constant(ctx, content)
@@ -95,9 +95,7 @@ def _scaled_rhs(ctx: RuleContext, x: int, only_finite: bool = False) -> Scaled:
         return ctx.elementwise("max", a, b)  # type: ignore[return-value]
 
     moved = behind_moves(ctx, x)
-    sizes: int = ctx.elementwise("abs", moved.base)  # type: ignore[assignment]
-    if only_finite:
-        sizes = ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", moved.base))  # type: ignore[assignment]
+    sizes = magnitudes(ctx, moved.base, only_finite=is_image)
     axis, shape = moved.axis_of_rows(), ctx.aval(x).shape
     if axis is None:
         largest = fold_axis(ctx, moved.outward(ctx, sizes), 1, larger)  # type: ignore[arg-type]
@@ -152,12 +150,13 @@ def _largest(ctx: RuleContext, factor: Factor) -> Operand:
 
 
 def _enter(
-    ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat | None, only_finite: bool = False
+    ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat | None, is_image: bool = False
 ) -> Scaled:
-    """An operand in the format in which it enters the MXM."""
+    """An operand in the format in which it enters the MXM; images have one scale each, as the rhs has, though they are
+    the lhs of products."""
     dtype = ctx.aval(x).dtype
     if number_format not in (None, FP16, FP32) and dtype in (*FLOATS, "int8"):
-        return enter_as(ctx, x, is_lhs, number_format)
+        return enter_as(ctx, x, is_lhs, number_format, is_image)
     is_wide = number_format == FP32
     if dtype == "int8":
         return x, DataFormat.INT8, None
@@ -173,7 +172,7 @@ def _enter(
     is_loose = magnitude is None or (magnitude.number or 0.0) > _LOOSEST
     if magnitude is not None and not is_loose and ctx.builder.constant_of(x) is None:
         return _scaled_by_magnitude(ctx, x, magnitude)
-    return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x, only_finite)
+    return _scaled_lhs(ctx, x) if is_lhs else _scaled_rhs(ctx, x, is_image)
 
 
 def _is_highest(precision: Any) -> bool:
@@ -260,19 +259,15 @@ def _dot_general(
 def product_of_patches(
     ctx: RuleContext, x: int, patches: Callable[[int], int], per_image: int, kernel: int, precision: Any, target: str
 ) -> Operand:
-    """patches(x) [G, M, K] x kernel [G, K, F] in `target`; patches repeat elements of the images x float32 [N, R, C].
+    """patches(x) [G, M, K] x kernel [G, K, F] in `target`; patches repeat elements of the images x [N, R, C].
 
     `per_image` of them, in the order of the images, are made of each one. An element enters the MXM in one form,
     wherever it is repeated: scales are of images and not of rows, and patches are views of what was narrowed before.
+    Rows of the kernel that meet padding of all patches are zeros.
     """
 
     def enter(form: NumberFormat | None) -> Scaled:
-        if form is not None and form.block_size:
-            return _enter(ctx, patches(x), True, form)  # which refuses it
-        if form == INT8:
-            narrow, data_format, scale = as_int8(ctx, x, True, is_image=True)
-        else:
-            narrow, data_format, scale = _enter(ctx, x, False, form, only_finite=True)
+        narrow, data_format, scale = _enter(ctx, x, False, form, is_image=True)
         joined = patches(narrow)
         images = ctx.aval(x).shape[0]
         if isinstance(scale, int) and images > 1:
@@ -281,8 +276,11 @@ def product_of_patches(
             scale = ctx.reshape(spread, (images * per_image // rows, rows, 1))
         return joined, data_format, scale
 
+    def enter_kernel(form: NumberFormat | None) -> Scaled:
+        return _enter_rhs(ctx, kernel, False, form)
+
     operands = patches(x), kernel  # the first one only says what shape the product has
-    return _multiply(ctx, operands, precision, target, enter, lambda form: _enter_rhs(ctx, kernel, False, form))
+    return _multiply(ctx, operands, precision, target, enter, enter_kernel, skips_padding=True)
 
 
 def _multiply(
@@ -292,6 +290,7 @@ def _multiply(
     target: str,
     enter_lhs: Callable[[NumberFormat | None], Scaled],
     enter_rhs: Callable[[NumberFormat | None], Scaled],
+    skips_padding: bool = False,
 ) -> Operand:
     """[B, M, K] x [B, K, N] in the formats of the policy, scaled back and rounded to `target`."""
     formats = ctx.formats(*operands)
@@ -301,7 +300,7 @@ def _multiply(
     right, right_format, right_scale = enter_rhs(formats.rhs)
     num_rows = ctx.aval(operands[1]).shape[1]
     values = ctx.decode_blocks(right, right_format, num_rows) if right_format.is_block else None
-    result: Operand = ctx.matmul(left, right, left_format, right_format, values)
+    result: Operand = ctx.matmul(left, right, left_format, right_format, values, skips_padding)
     scales = [s for s in (left_scale, right_scale) if s is not None]
     if scales:
         result = convert(ctx, result, ctx.aval(result).dtype, "float32")  # type: ignore[assignment]

@@ -57,8 +57,8 @@ def format_error(ctx: RuleContext, number_format: NumberFormat, what: str, reaso
     return NumberFormatError(f"{number_format} cannot be the {what} of {ctx.path}{where}: {reason}.")
 
 
-def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat) -> Scaled:
-    """An operand [B, M, K] or [B, K, N] in a format other than fp16.
+def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat, is_image: bool = False) -> Scaled:
+    """An operand [B, M, K] or [B, K, N], or images [B, R, C] with a scale each, in a format other than fp16.
 
     Raises:
       NumberFormatError: block floating point for an operand that is not a resident rhs.
@@ -68,8 +68,8 @@ def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat
         return x, FORMATS[dtype], None
     x = convert(ctx, x, dtype, "float32")  # type: ignore[assignment]
     if number_format.block_size:
-        if is_lhs or not ctx.magnitudes.is_resident(x):
-            raise format_error(ctx, number_format, "lhs" if is_lhs else "rhs", _ONLY_WEIGHTS)
+        if is_lhs or is_image or not ctx.magnitudes.is_resident(x):
+            raise format_error(ctx, number_format, "lhs" if is_lhs or is_image else "rhs", _ONLY_WEIGHTS)
         data_format = DataFormat[number_format.name.upper()]
         return ctx.encode_blocks(x, data_format, optimal=True), data_format, None
     if number_format == FP32:
@@ -77,8 +77,8 @@ def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat
     if number_format == BF16:
         return _rounded(ctx, x, number_format), DataFormat.BF16, None
     if number_format == INT8:
-        return as_int8(ctx, x, is_lhs)
-    return _scaled(ctx, x, is_lhs, number_format)
+        return _as_int8(ctx, x, is_lhs, is_image)
+    return _scaled(ctx, x, is_lhs, number_format, is_image)
 
 
 def _rounded(ctx: Emitter, x: int, number_format: NumberFormat) -> int:
@@ -89,30 +89,29 @@ def _larger(ctx: Emitter, x: int, axis: int) -> int:
     return fold_axis(ctx, x, axis, lambda a, b: ctx.elementwise("max", a, b))  # type: ignore[arg-type, return-value]
 
 
-def _lanes_max(ctx: Emitter, x: int) -> int:
-    return ctx.lane_reduce("max", ctx.elementwise("abs", x))  # type: ignore[arg-type]
+def magnitudes(ctx: Emitter, x: int, only_finite: bool) -> int:
+    """|x|; 0 where it is not finite, if that is asked for, so that a scale of others does not follow it."""
+    sizes = ctx.elementwise("abs", x)
+    return ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", x)) if only_finite else sizes  # type: ignore[return-value]
 
 
-def _scaled(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat) -> Scaled:
+def _scaled(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat, is_image: bool = False) -> Scaled:
     data_format, target = DataFormat[number_format.name.upper()], TARGET_EXPONENTS[number_format]
     if ctx.ranges.of(x).magnitude <= _LARGEST_UNSCALED:
         moved: int = ctx.elementwise("mul", x, ctx.immediate(2.0 ** (target - 1)))  # type: ignore[assignment]
         return _rounded(ctx, moved, number_format), data_format, ctx.immediate(2.0 ** (1 - target))
-    size = _lanes_max(ctx, x)
+    size = ctx.lane_reduce("max", magnitudes(ctx, x, only_finite=is_image))
     inverse = inverse_scale(ctx, size if is_lhs else _larger(ctx, size, 1), target)
     moved = ctx.elementwise("mul", x, reciprocal_power(ctx, inverse))  # type: ignore[assignment]
     return _rounded(ctx, moved, number_format), data_format, inverse
 
 
-def as_int8(ctx: RuleContext, x: int, is_lhs: bool, is_image: bool = False) -> Scaled:
-    """float32 [B, R, C] with a scale per row (lhs), per column (rhs), or per matrix for its finite elements (image)."""
-    sizes: Operand = ctx.elementwise("abs", x)
-    if is_image:
-        sizes = ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", x))
-    if is_image or not is_lhs:
-        sizes = _larger(ctx, sizes, 1)  # type: ignore[arg-type]
-    if is_image or is_lhs:
-        sizes = ctx.lane_reduce("max", sizes)  # type: ignore[arg-type]
+def _as_int8(ctx: RuleContext, x: int, is_lhs: bool, is_image: bool = False) -> Scaled:
+    sizes = magnitudes(ctx, x, only_finite=is_image)
+    if not is_lhs:
+        sizes = _larger(ctx, sizes, 1)
+    if is_lhs or is_image:
+        sizes = ctx.lane_reduce("max", sizes)
     values, scale = _int8_steps(ctx, x, sizes)
     return values, DataFormat.INT8, scale
 
@@ -166,7 +165,7 @@ def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
     x: int = ctx.reshape(convert(ctx, table, dtype, "float32"), (1, *shape))  # type: ignore[assignment, arg-type]
     scale: Operand | None
     if form == INT8:
-        held, _, scale = as_int8(ctx, x, False)
+        held, _, scale = _as_int8(ctx, x, False)
     elif form == BF16:
         held, scale = _rounded(ctx, x, form), None
     else:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import Sketch, assert_agrees
+from helpers import Sketch, assert_agrees, jitted, random_array
 
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.tile import tile
@@ -161,21 +161,49 @@ def test_rows_of_padding_are_windows_of_zeros():
     first, second = (np.stack([(v << 10) + lane + lanes for v in (5, 9)]) for lane in (3, 8))
     first[1] = FILL
     rows = np.concatenate([first, second, np.full((2, 3), FILL)], axis=1)
-    found = find_windows(rows, 16, ZERO, max_segments=2)
+    found = find_windows(rows, 16, ZERO, max_segments=2, skips_padding=True)
     assert (found.edges, found.sizes) == ((0, 4, 11), (4, 4))
     assert found.offsets.tolist() == [[3, 8], [3, 8]]
     assert found.refs[0][1, 0].tolist() == ZERO.tolist()
     assert found.refs[0][[0, 0, 1], [0, 1, 1]].tolist() == [[0, 5], [0, 5], [0, 9]]
+    kept = find_windows(rows, 16, ZERO, max_segments=3)
+    assert (kept.edges, kept.sizes) == ((0, 4, 8, 11), (4, 4, 3))
+    assert kept.refs[0][:, 2].tolist() == [ZERO.tolist()] * 2
 
 
-def test_padding_behind_a_window_is_zero_for_all_but_products():
-    """exp(0) = 1 behind rows cut from the middle of a vector: its other lanes are no padding."""
+def padded_window(s):
+    """Rows [3, 10] cut from the middle of vectors, whose other lanes are no padding."""
+    narrow = s.fn("to_fp16", s.random((3, 16)), dtype="float16")
+    part = s.op(Slice((0, 4), (3, 10), (1, 1)), narrow, shape=(3, 6))
+    return s.op(Pad((0, 0), (0, 4), 0.0), part, shape=(3, 10))
+
+
+def test_padding_behind_a_window_is_zero():
+    """exp(0) = 1."""
     s = Sketch(seed=8)
-    x = s.fn("neg", s.random((3, 16)))
-    part = s.op(Slice((0, 4), (3, 10), (1, 1)), x, shape=(3, 6))
-    padded = s.op(Pad((0, 0), (0, 4), 0.0), part, shape=(3, 10))
-    graph = s.build((s.fn("exp", padded),))
+    graph = s.build((s.fn("exp", padded_window(s)),))
     assert_agrees(graph, tiny, s.arguments)
+
+
+def test_padding_is_multiplied_unless_its_weights_are_zeros():
+    """0 * inf is NaN in all sums."""
+    s = Sketch(seed=8)
+    weights = random_array(s.rng, (1, 10, 16), "float16", False)
+    weights[0, 8, 3] = np.inf
+    lhs = s.op(Reshape(), padded_window(s), shape=(1, 3, 10))
+    graph = s.build((s.matmul(lhs, s.argument(weights)),))
+    compiled = assert_agrees(graph, tiny, s.arguments)
+    assert np.isnan(compiled.simulate(s.arguments)[0][0][0, :, 3]).all()
+
+
+@pytest.mark.parametrize("chip", [tiny, groqchip1], ids=lambda chip: chip.name)
+def test_sums_leave_padding_out(chip):
+    """It adds nothing, not even to the sign of zeros."""
+    s = Sketch(seed=8)
+    x = s.argument(np.array([[1.0, -2.0, 3.0], [-0.0, -0.0, -0.0]], np.float32))
+    padded = s.op(Pad((0, 0), (0, 4), 0.0), x, shape=(2, 7))
+    graph = s.build((s.reduce("sum", padded),))
+    assert_agrees(graph, chip, s.arguments, model=jitted)
 
 
 def test_padding_in_front_of_the_very_first_vector():

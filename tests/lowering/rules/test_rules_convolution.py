@@ -43,8 +43,9 @@ FEW_CHANNELS = {
 CASES = PLAIN_CASES | WIDE_CASES | FEW_CHANNELS
 
 
-def _convolution(name):
+def _convolution(name, **more):
     x_shape, _, options = CASES[name]
+    options = options | more
     rank = len(x_shape) - 2
     spatial = "DHW"[3 - rank :]
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
@@ -123,6 +124,19 @@ def test_bands_of_few_channels_are_all_that_moves(random, name):
 def test_machine_equals_runtime_on_a_whole_chip(random, name):
     graph = lower(_convolution(name), *_arguments(random, name))
     assert_agrees(graph, groqchip1, list(_arguments(random, name)), model=jitted)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_narrow_images_are_multiplied_as_they_are(random, dtype):
+    name = "channels that fill no whole load"
+    x, w = _arguments(random, name)
+    arguments = [(8 * x).astype(dtype), w]
+    convolution = _convolution(name, preferred_element_type=np.float32)
+    graph = lower(lambda x, w: convolution(x, w.astype(dtype)), *arguments)
+    compiled = assert_agrees(graph, groqchip1, arguments, model=jitted)
+    ops = [op for block in compiled.tile_graph.blocks for op in block.ops]
+    products = [i for op in ops for i in getattr(op, "inputs", ()) if isinstance(i, MatMulInput)]
+    assert {len(p.weights) for p in products if p.lhs_format is not DataFormat.FP32} == {4}
 
 
 @pytest.mark.parametrize("name", ["2-D strided", "strided, padded"])
