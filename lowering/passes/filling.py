@@ -21,6 +21,10 @@ RESERVES = (1 / 12, 1 / 16, 1 / 24, 1 / 32, 1 / 48, 1 / 64, 1 / 96)
 """Shares of every slice that are kept free of weights, at the end of its addresses: the first that leaves enough."""
 _SMALL = 1 / 128
 """Share of a slice up to which weights are not filled in, but placed as everything else is."""
+_MAX_MIXES = 20_000
+"""Mixes of more kinds of weights take too long to list, and the program that chooses among them too long to solve."""
+_MAX_NODES = 10_000
+"""Nodes of the search for one that fits: a limit of time would give other programs on other machines."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -92,16 +96,23 @@ def share(
     kind k. A slice holds at most counts[k] of it, so that as many storages find slices of their own; those that
     addresses come from hold no gathered ones.
     """
-    sizes, groups = [kind.size for kind in kinds], []
+    sizes = [kind.size for kind in kinds]
+    groups: list[tuple[list[int], list[tuple[int, ...]]]] = []
     for barred in (True, False):
         slices = [i for i, is_so in enumerate(is_barred) if is_so == barred]
         most = [0 if barred and kind.gathered else count for kind, count in zip(kinds, counts, strict=True)]
-        groups.append((slices, _mixes(sizes, most, min((room[i] for i in slices), default=0))))
+        mixes = _mixes(sizes, most, min((room[i] for i in slices), default=0))
+        if mixes is None:
+            return None
+        groups.append((slices, mixes))
     columns = [(group, mix) for group, (_, mixes) in enumerate(groups) for mix in mixes]
     matrix = np.array([[*(group == g for g in range(len(groups))), *mix] for group, mix in columns], float).T
     wanted = np.array([*(len(slices) for slices, _ in groups), *(count * width for count in counts)], float)
     result = milp(
-        np.zeros(len(columns)), integrality=np.ones(len(columns)), constraints=LinearConstraint(matrix, wanted, wanted)
+        np.zeros(len(columns)),
+        integrality=np.ones(len(columns)),
+        constraints=LinearConstraint(matrix, wanted, wanted),
+        options={"node_limit": _MAX_NODES},
     )
     if result.x is None:
         return None
@@ -114,10 +125,12 @@ def share(
     return found
 
 
-def _mixes(sizes: Sequence[int], most: Sequence[int], free: int) -> list[tuple[int, ...]]:
-    """All numbers of storages of every size that fit."""
+def _mixes(sizes: Sequence[int], most: Sequence[int], free: int) -> list[tuple[int, ...]] | None:
+    """All numbers of storages of every size that fit; None if there are too many."""
     mixes: list[tuple[tuple[int, ...], int]] = [((), max(free, 0))]
     for size, high in zip(sizes, most, strict=True):
+        if sum(min(high, rest // size) + 1 for _, rest in mixes) > _MAX_MIXES:
+            return None
         mixes = [((*taken, n), rest - n * size) for taken, rest in mixes for n in range(min(high, rest // size) + 1)]
     return [taken for taken, _ in mixes]
 

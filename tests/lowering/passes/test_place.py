@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers import Sketch, assert_agrees
 
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering import pipeline
+from lpu_jax.lowering.passes.filling import share
 from lpu_jax.lowering.passes.place import place, verify_allocation
 from lpu_jax.lowering.passes.slots import lowest_gap, with_range
 from lpu_jax.lowering.passes.tile import tile
@@ -272,3 +274,21 @@ def test_ranges_that_touch_become_one():
             taken |= set(range(start, start + length))
             assert {word for low, high in ranges for word in range(low, high)} == taken
             assert (ranges[1:, 0] > ranges[:-1, 1]).all()
+
+
+def kinds_of(*sizes):
+    return [SimpleNamespace(size=size, gathered=False) for size in sizes]
+
+
+def test_slices_share_weights_so_that_every_storage_finds_slices_of_its_own():
+    sizes, counts, room, width = (5, 3, 2), (2, 3, 4), [18] * 8, 4
+    shares = share(kinds_of(*sizes), counts, room, [False] * 8, width)
+    held = np.array(shares)
+    assert (held.sum(axis=0) == width * np.array(counts)).all()
+    assert (held <= counts).all()
+    assert (held @ sizes <= room).all()
+
+
+def test_too_many_kinds_of_weights_are_refused_and_not_searched_for():
+    """Seven numbers each of six kinds are 117,649 mixes."""
+    assert share(kinds_of(*[1] * 6), [6] * 6, [36] * 40, [False] * 40, 16) is None
