@@ -12,6 +12,7 @@ from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes.place import place
 from lpu_jax.lowering.passes.reservations import Table
 from lpu_jax.lowering.passes.schedule import schedule
+from lpu_jax.lowering.passes.schedule_product import Placement
 from lpu_jax.lowering.passes.template import ACCUMULATOR
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.pipeline import compile_graph
@@ -184,3 +185,23 @@ def test_released_bookings_are_free_again():
         assert (table.free_from(start, end) == start) == (not known[start:end].any())
     free = [table.free_from(cycle, cycle + 1) == cycle for cycle in range(200)]
     assert np.array_equal(free, ~known)
+
+
+def test_weights_that_stayed_installed_are_reused_at_the_first_attempt_only(monkeypatch):
+    """They are where they are, whatever cycle an attempt begins at: one that was in the way would be so for ever."""
+    run, reuse, starts, asked = Placement.run, Placement._reuse, [], []
+
+    def noted_run(placement, start, follower):
+        starts.append(start)
+        return run(placement, start, follower)
+
+    def noted_reuse(placement, tile, ready):
+        asked.append(starts[-1])
+        return reuse(placement, tile, ready)
+
+    monkeypatch.setattr(Placement, "run", noted_run)
+    monkeypatch.setattr(Placement, "_reuse", noted_reuse)
+    compile_graph(product(70, 2 * 16, 3 * 16, "float16", "float16")[0], tiny)
+    assert any(starts), "some attempts are repeated"
+    assert asked
+    assert not any(asked)
