@@ -18,6 +18,7 @@ from lpu_jax.lowering.passes.tile_chain import Domain, OpenChain, narrow_steps
 from lpu_jax.lowering.passes.tile_cuts import find_cuts
 from lpu_jax.lowering.passes.tile_demand import demands
 from lpu_jax.lowering.passes.tile_indexing import tile_scatter
+from lpu_jax.lowering.passes.tile_inputs import bind_inputs
 from lpu_jax.lowering.passes.tile_lazy import default_splat, materialise, tile_move
 from lpu_jax.lowering.passes.tile_matmul import tile_matmul, tile_reduction
 from lpu_jax.lowering.passes.tile_moves import view_codes
@@ -38,8 +39,6 @@ from lpu_jax.lowering.tile_ir import (
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import NumberFormatError
 from lpu_jax.runtime.ops import (
-    Aval,
-    Concatenate,
     DecodeBlocks,
     Elementwise,
     EncodeBlocks,
@@ -50,7 +49,6 @@ from lpu_jax.runtime.ops import (
     Immediate,
     LaneReduce,
     MatMul,
-    Reshape,
     Scan,
     ScatterRows,
     While,
@@ -70,7 +68,7 @@ def tile(
     """
     builder = StorageBuilder(chip, spread)
     tiler = Tiler(builder, graph)
-    tiler.bind_inputs(donated or {})
+    bind_inputs(tiler, donated or {})
     tiler.run()
     outputs = tuple(
         Binding(v, tiler.view(v), 1, graph.avals[v].dtype) for v in graph.outputs if not graph.avals[v].is_on_host
@@ -115,81 +113,6 @@ class Tiler:
         self.label = ("", "")
         self.uses = Counter(v for e in graph.equations for v in e.operands if isinstance(v, int))
         self.uses.update(graph.outputs)
-
-    # Inputs -----------------------------------------------------------------------------------------------------
-
-    def bind_inputs(self, donated: dict[int, int]) -> None:
-        """Gives every graph input a home in SRAM that the host fills; loop inputs are stacked by iteration.
-
-        Loop inputs and large ones choose their plane first: their storages are the hardest to fit.
-        """
-        looped = looped_values(self.graph)
-        groups = self._stacked_inputs(looped)
-        grouped = {v for values in groups.values() for v in values}
-        for value in self.graph.inputs:
-            if self.graph.avals[value].is_on_host:
-                self.new_slot(value)
-        homes = [v for v in self.graph.inputs if v not in grouped and v not in self.slots] + list(groups)
-        for value in sorted(homes, key=lambda v: (-self._size(v), v)):
-            aval = self.graph.avals[value]
-            demand = self.demand.get(value, Demand())
-            iterations = aval.shape[0] if value in looped else 1
-            part = Aval(aval.shape[1:], aval.dtype) if value in looped else aval
-            views = self.builder.allocate(
-                part,
-                default_splat(part.shape),
-                demand,
-                num_iterations=iterations,
-                resident=True,
-                cuts=() if value in looped else self.cuts.get(value, ()),
-                name=f"%{groups.get(value, (value,))[0]}",
-            )
-            for view in views:
-                stacked = self.builder.stacked(view, iterations)
-                if value in groups:
-                    parts = stacked.refs.reshape(iterations, -1, 2)
-                    for turn, argument in enumerate(groups[value]):
-                        turn_view = View(part.shape, view.splat, parts[turn])
-                        self.bindings.append(Binding(argument, turn_view, 1, aval.dtype))
-                else:
-                    self.bindings.append(Binding(value, view, iterations, aval.dtype))
-            if value in looped:
-                self.views[value] = tuple(self.builder.stacked(view, iterations) for view in views)
-            else:
-                self.views[value] = views
-        self._find_donated(donated)
-
-    def _stacked_inputs(self, looped: set[int]) -> dict[int, tuple[int, ...]]:
-        """Loop inputs that are nothing but arguments joined, one per iteration: the host lays those out stacked."""
-        maker = {result: e for e in self.graph.equations for result in e.results}
-        found: dict[int, tuple[int, ...]] = {}
-        for value in sorted(looped):
-            join = maker.get(value)
-            if join is None or join.op != Concatenate(0) or self.uses[value] != 1:
-                continue
-            rows = [maker.get(v) for v in join.operands if isinstance(v, int)]
-            arguments = [row.operands[0] for row in rows if row is not None and isinstance(row.op, Reshape)]
-            shape = self.graph.avals[value].shape[1:]
-            if len(arguments) == self.graph.avals[value].shape[0] and all(
-                isinstance(v, int)
-                and v in self.graph.inputs
-                and self.uses[v] == 1
-                and self.graph.avals[v].shape == shape
-                for v in arguments
-            ):
-                found[value] = tuple(v for v in arguments if isinstance(v, int))
-                self.ready.update(v for e in (join, *rows) if e is not None for v in e.results)
-        return found
-
-    def _size(self, value: int) -> int:
-        """Elements of one storage of an input: all iterations of a loop input, one column tile of others."""
-        shape = self.graph.avals[value].shape
-        return int(np.prod(shape[:-1], dtype=np.int64))
-
-    def _find_donated(self, donated: dict[int, int]) -> None:
-        """Notes which loop results may overwrite the loop input that was donated for them."""
-        for output, argument in donated.items():
-            self.donated_xs[self.graph.outputs[output]] = self.graph.inputs[argument]
 
     # Views ------------------------------------------------------------------------------------------------------
 
@@ -489,18 +412,3 @@ class Tiler:
         chain.values[result] = step
         self.chain_of[result] = chain
         self.used(equation)
-
-
-def looped_values(graph: GraphLike) -> set[int]:
-    """Values that move through a loop slice by slice, also where that loop is in the body of another one."""
-    found: set[int] = set()
-    for equation in graph.equations:
-        op = equation.op
-        operands = [v for v in equation.operands if isinstance(v, int)]
-        if isinstance(op, Scan):
-            found.update(operands[op.num_consts + op.num_carry :])
-        elif isinstance(op, While):
-            inside = looped_values(op.body)
-            consts = zip(op.body.inputs[: op.num_consts], operands, strict=False)
-            found.update(outer for value, outer in consts if value in inside)
-    return found
