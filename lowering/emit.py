@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from lpu_jax.runtime.ops import (
 )
 
 Operand = int | Immediate
+AnyOperand = TypeVar("AnyOperand", int, Immediate, Operand)
+"""Moves make a value of a value, and of an immediate that immediate."""
 NARROW_FLOATS = {
     "float16": "to_fp16",
     "bfloat16": "to_bf16",
@@ -144,6 +146,12 @@ class Emitter:
 
     # arithmetic
 
+    @overload
+    def elementwise(self, function: str, x: int, /, *operands: Operand, dtype: str | None = None) -> int: ...
+
+    @overload
+    def elementwise(self, function: str, *operands: Operand, dtype: str | None = None) -> Operand: ...
+
     def elementwise(self, function: str, *operands: Operand, dtype: str | None = None) -> Operand:
         """A VXM function on operands that broadcast as in NumPy.
 
@@ -231,16 +239,18 @@ class Emitter:
 
     # moves
 
-    def reshape(self, x: Operand, shape: Sequence[int]) -> Operand:
+    def reshape(self, x: AnyOperand, shape: Sequence[int]) -> AnyOperand:
         """Row-major reshape; a reshape of a reshape is one of what was there before."""
         if isinstance(x, Immediate) or self.aval(x).shape == tuple(shape):
             return x
         definition = self.ranges.definition(x)
         if definition is not None and definition.op == Reshape():
-            return self.reshape(definition.operands[0], shape)
+            (source,) = definition.operands
+            assert isinstance(source, int)
+            return self.reshape(source, shape)
         return self.add(Reshape(), (x,), Aval(tuple(shape), self.aval(x).dtype))[0]
 
-    def transpose(self, x: Operand, permutation: Sequence[int]) -> Operand:
+    def transpose(self, x: AnyOperand, permutation: Sequence[int]) -> AnyOperand:
         """np.transpose; a reshape where only axes of size 1 move."""
         if isinstance(x, Immediate):
             return x
@@ -251,7 +261,7 @@ class Emitter:
             return self.reshape(x, shape)
         return self.add(Transpose(permutation), (x,), Aval(shape, aval.dtype))[0]
 
-    def broadcast(self, x: Operand, shape: Sequence[int], dimensions: Sequence[int]) -> Operand:
+    def broadcast(self, x: AnyOperand, shape: Sequence[int], dimensions: Sequence[int]) -> AnyOperand:
         """Axis i of x becomes axis dimensions[i] of the result."""
         if isinstance(x, Immediate):
             return x
@@ -260,7 +270,7 @@ class Emitter:
             return self.reshape(x, shape)
         return self.add(Broadcast(tuple(dimensions)), (x,), Aval(shape, aval.dtype))[0]
 
-    def broadcast_to(self, x: Operand, shape: Sequence[int]) -> Operand:
+    def broadcast_to(self, x: AnyOperand, shape: Sequence[int]) -> AnyOperand:
         """np.broadcast_to."""
         if isinstance(x, Immediate) or self.aval(x).shape == tuple(shape):
             return x
@@ -268,8 +278,8 @@ class Emitter:
         return self.broadcast(x, shape, range(len(shape) - rank, len(shape)))
 
     def slice(
-        self, x: Operand, start: Sequence[int], limit: Sequence[int], stride: Sequence[int] | None = None
-    ) -> Operand:
+        self, x: AnyOperand, start: Sequence[int], limit: Sequence[int], stride: Sequence[int] | None = None
+    ) -> AnyOperand:
         """Static slice."""
         if isinstance(x, Immediate):
             return x
@@ -280,7 +290,7 @@ class Emitter:
             return x
         return self.add(Slice(tuple(start), tuple(limit), stride), (x,), Aval(shape, aval.dtype))[0]
 
-    def slice_axis(self, x: Operand, axis: int, start: int, limit: int) -> Operand:
+    def slice_axis(self, x: AnyOperand, axis: int, start: int, limit: int) -> AnyOperand:
         """x[..., start:limit, ...] on one axis."""
         if isinstance(x, Immediate):
             return x
@@ -307,7 +317,7 @@ class Emitter:
         shape = tuple(n + a + b for n, a, b in zip(aval.shape, low, high, strict=True))
         return self.add(Pad(tuple(low), tuple(high), value.value), (x,), Aval(shape, aval.dtype))[0]
 
-    def reverse(self, x: Operand, axes: Sequence[int]) -> Operand:
+    def reverse(self, x: AnyOperand, axes: Sequence[int]) -> AnyOperand:
         """np.flip."""
         if isinstance(x, Immediate):
             return x

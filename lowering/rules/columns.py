@@ -45,19 +45,19 @@ def column(ctx: RuleContext, table: int, number: int, lane: int) -> Operand:
     dtype, num_rows = ctx.aval(table).dtype, ctx.aval(table).shape[1]
     form = ctx.formats(None, table).rhs
     held, data_format, scale = (table, FORMATS[dtype], None) if form is None else enter_weights(ctx, table, form)
-    tile: int = ctx.reshape(number, (1,))  # type: ignore[assignment]
+    tile: int = ctx.reshape(number, (1,))
     picked = _pick(ctx, held, tile, lane)
     if data_format.is_block:
         number_format = data_format.number_format
         words = ctx.aval(picked)
         found = ctx.rewrite(lambda w: _unpacked(w, number_format)[:, :num_rows], picked, avals=[words])[0]
     else:
-        found = convert(ctx, picked, ctx.aval(picked).dtype, "float32")  # type: ignore[assignment]
+        found = convert(ctx, picked, ctx.aval(picked).dtype, "float32")
     if scale is not None:
         found = ctx.elementwise("mul", found, _scale_of(ctx, scale, tile, lane))
     if dtype == "int8":
         return ctx.elementwise("to_int", found, dtype="int8")
-    return convert(ctx, found, "float32", dtype)  # type: ignore[return-value]
+    return convert(ctx, found, "float32", dtype)
 
 
 def _scale_of(ctx: RuleContext, scale: Operand, tile: int, lane: int) -> Operand:
@@ -68,7 +68,7 @@ def _scale_of(ctx: RuleContext, scale: Operand, tile: int, lane: int) -> Operand
     if columns > 1:
         return _pick(ctx, scale, tile, lane)
     rows = ctx.reshape(scale, (matrices, 1))
-    return ctx.gather_rows(rows, tile) if matrices > 1 else rows  # type: ignore[arg-type]
+    return ctx.gather_rows(rows, tile) if matrices > 1 else rows
 
 
 def _pick(ctx: RuleContext, held: int, tile: int, lane: int) -> int:
@@ -78,14 +78,14 @@ def _pick(ctx: RuleContext, held: int, tile: int, lane: int) -> int:
     lanes = ctx.constant(np.arange(shape[-1], dtype=np.int32))
     own = ctx.broadcast_to(ctx.elementwise("ieq", lanes, lane), shape)
     if dtype == "int8":
-        rows = convert(ctx, convert(ctx, rows, "int8", "float32"), "float32", "bfloat16")  # type: ignore[assignment, arg-type]
+        rows = convert(ctx, convert(ctx, rows, "int8", "float32"), "float32", "bfloat16")
     narrow = ctx.aval(rows).dtype
     masked = ctx.elementwise("mask", rows, own, dtype=narrow)
     total: Operand = ctx.lane_reduce("sum", masked, dtype="float32")  # type: ignore[arg-type]
     if dtype == "int8":
         total = ctx.elementwise("to_int", total, dtype="int8")
     elif dtype in NARROW_FLOATS:
-        total = convert(ctx, total, "float32", dtype)  # type: ignore[assignment]
+        total = convert(ctx, total, "float32", dtype)
     return ctx.reshape(total, (1, shape[1]))  # type: ignore[return-value]
 
 

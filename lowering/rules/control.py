@@ -162,7 +162,7 @@ def _unrolled(
         if not ids:
             stacked.append(np.zeros(aval.shape, aval.dtype))
             continue
-        stacked.append(ctx.concatenate([ctx.reshape(x, row_shape) for x in ids], 0))  # type: ignore[misc]
+        stacked.append(ctx.concatenate([ctx.reshape(x, row_shape) for x in ids], 0))
     return [*carry, *stacked]
 
 

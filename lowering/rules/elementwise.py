@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -248,8 +248,20 @@ def _clamp(ctx: RuleContext, low: Operand, x: Operand, high: Operand) -> Sequenc
     return [_arithmetic(ctx, _function_for(ctx, ("min", "imin"), dtype), raised, high, dtype)]
 
 
-def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | None:
-    """x of dtype `source` as dtype `target`; None if the LPU does not convert between them."""
+CONVERTIBLE = ("bool", *FLOATS, *WIDTHS)
+"""Dtypes that the LPU converts between."""
+
+
+@overload
+def convert(ctx: Emitter, x: int, source: str, target: str) -> int: ...
+
+
+@overload
+def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand: ...
+
+
+def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand:
+    """x of dtype `source` as dtype `target`, both in CONVERTIBLE."""
     if source == target:
         return x
     if target == "bool":
@@ -262,10 +274,10 @@ def convert(ctx: Emitter, x: Operand, source: str, target: str) -> Operand | Non
         function = NARROW_FLOATS[target] if target in NARROW_FLOATS and source in FLOATS else function
         return ctx.elementwise(function, x, dtype=target)
     if source not in FLOATS:
-        return cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target) if target in WIDTHS else None
+        return cut(ctx, ctx.elementwise("identity", x, dtype="int32"), target)
     if target == "uint32":
         return float_to_unsigned(ctx, x)
-    return _saturated(ctx, ctx.elementwise("to_int", x), target) if target in WIDTHS else None
+    return _saturated(ctx, ctx.elementwise("to_int", x), target)
 
 
 def _saturated(ctx: Emitter, x: Operand, dtype: str) -> Operand:
@@ -288,7 +300,7 @@ def _convert_element_type(
     """weak_type concerns later type promotion only, which JAX has done already."""
     del weak_type
     ctx.require(sharding=(sharding, [None]))
-    result = convert(ctx, x, ctx.avals_in[0].dtype, str(np.dtype(new_dtype)))
-    if result is None:
-        raise ctx.unsupported(f"conversion to {np.dtype(new_dtype)}")
-    return [result]
+    source, target = ctx.avals_in[0].dtype, str(np.dtype(new_dtype))
+    if target not in (source, *CONVERTIBLE):
+        raise ctx.unsupported(f"conversion to {target}")
+    return [convert(ctx, x, source, target)]

@@ -68,7 +68,7 @@ def _gather(
     mode_name = str(mode).rpartition(".")[2].lower()
     safe = flat if "promise" in mode_name else _clamped(ctx, flat, num_rows - 1)
     safe_id = ctx.value(safe, ctx.aval(flat))
-    rows: Operand = lookup_rows(ctx, moved, safe_id)  # type: ignore[arg-type]
+    rows: Operand = lookup_rows(ctx, moved, safe_id)
     if "fill" in mode_name:
         rows = _filled(ctx, rows, flat, num_rows, fill_value)
     return [_place_offsets(ctx, rows, dimension_numbers)]
@@ -189,7 +189,7 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
     x = ctx.slice(x, first, limit)
     last = _last_dynamic_axis(clamped)
     if last == len(shape) - 1 and last >= 0:
-        x = _dynamic_lane(ctx, x, clamped[last], sizes[last])  # type: ignore[arg-type]
+        x = _dynamic_lane(ctx, x, clamped[last], sizes[last])
         last = _last_dynamic_axis(clamped[:-1])
     if last < 0:
         return [x]
@@ -197,7 +197,7 @@ def _dynamic_slice(ctx: RuleContext, x: Operand, *starts: Operand, slice_sizes: 
     axes = slice(0, last + 1)
     starts_here = [s if not isinstance(s, Immediate) else ctx.immediate(0, "int32") for s in clamped[axes]]
     table = ctx.reshape(x, (math.prod(present[axes]), *present[last + 1 :]))
-    rows = lookup_rows(ctx, table, _row_index(ctx, starts_here, present[axes], sizes[axes]))  # type: ignore[arg-type]
+    rows = lookup_rows(ctx, table, _row_index(ctx, starts_here, present[axes], sizes[axes]))
     return [ctx.reshape(rows, sizes)]
 
 
@@ -210,17 +210,17 @@ def _dynamic_lane(ctx: RuleContext, x: int, start: Operand, size: int) -> int:
     if size != 1:
         rank, lanes = len(aval.shape), aval.shape[-1]
         table = ctx.reshape(ctx.transpose(x, (rank - 1, *range(rank - 1))), (lanes, max(1, math.prod(aval.shape[:-1]))))
-        rows = ctx.gather_rows(table, _row_index(ctx, [start], [lanes], [size]))  # type: ignore[arg-type]
+        rows = ctx.gather_rows(table, _row_index(ctx, [start], [lanes], [size]))
         moved = ctx.reshape(rows, (size, *aval.shape[:-1]))
-        return ctx.transpose(moved, (*range(1, rank), 0))  # type: ignore[return-value]
+        return ctx.transpose(moved, (*range(1, rank), 0))
     is_chosen = ctx.broadcast_to(_lane_flags(ctx, aval.shape[-1], start), aval.shape)
     working = "int32" if aval.dtype != "float16" else "float32"
     masked = ctx.elementwise("mask", x, is_chosen, dtype=working)
     bits = masked if working == "int32" else ctx.elementwise("or", masked, ctx.immediate(0, "int32"), dtype="int32")
-    lane = ctx.lane_reduce("or", bits)  # type: ignore[arg-type]
+    lane = ctx.lane_reduce("or", bits)
     if aval.dtype == "int32":
         return lane
-    return ctx.elementwise("or", lane, ctx.immediate(0, "int32"), dtype=aval.dtype)  # type: ignore[return-value]
+    return ctx.elementwise("or", lane, ctx.immediate(0, "int32"), dtype=aval.dtype)
 
 
 def _lane_flags(ctx: RuleContext, size: int, start: Operand) -> Operand:
@@ -247,12 +247,12 @@ def _dynamic_update_slice(ctx: RuleContext, x: Operand, update: Operand, *starts
         rows_shape = (math.prod(sizes[: last + 1]), *shape[last + 1 :])
         table = ctx.reshape(x, (math.prod(shape[: last + 1]), *shape[last + 1 :]))
         index = _row_index(ctx, clamped[: last + 1], shape[: last + 1], sizes[: last + 1])
-        scattered = ctx.scatter_rows(table, ctx.reshape(update, rows_shape), index)  # type: ignore[arg-type]
+        scattered = ctx.scatter_rows(table, ctx.reshape(update, rows_shape), index)
         return [ctx.reshape(scattered, shape)]
     if sizes[last] != 1 or sizes[:last] != shape[:last]:
         table = ctx.reshape(x, (math.prod(shape), 1))
         new = ctx.reshape(update, (math.prod(sizes), 1))
-        return [ctx.reshape(ctx.scatter_rows(table, new, _row_index(ctx, clamped, shape, sizes)), shape)]  # type: ignore[arg-type]
+        return [ctx.reshape(ctx.scatter_rows(table, new, _row_index(ctx, clamped, shape, sizes)), shape)]
     is_chosen = ctx.broadcast_to(_lane_flags(ctx, shape[-1], clamped[last]), shape)
     return [ctx.select(is_chosen, ctx.broadcast_to(update, shape), x, ctx.avals_out[0].dtype)]
 

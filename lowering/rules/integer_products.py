@@ -20,7 +20,7 @@ def digits(ctx: RuleContext, x: int, dtype: str) -> list[int]:
     """int8 digits of an integer value, the lowest first."""
     count = _NUM_DIGITS[dtype]
     if dtype == "bool":
-        return [ctx.elementwise("identity", x, dtype="int8")]  # type: ignore[list-item]
+        return [ctx.elementwise("identity", x, dtype="int8")]
     if count == 1:
         return [x]
     found = []

@@ -158,8 +158,8 @@ def hosted_scan(
 def hosted_branches(ctx: RuleContext, index: int, operands: Sequence[Value], branches: Sequence[Any]) -> list[Value]:
     """Every branch is a loop of one turn if it is chosen, else of none."""
     last = len(branches) - 1
-    index = ctx.elementwise("imin", index, ctx.immediate(last, "int32"))  # type: ignore[assignment]
-    index = ctx.elementwise("imax", index, ctx.immediate(0, "int32"))  # type: ignore[assignment]
+    index = ctx.elementwise("imin", index, ctx.immediate(last, "int32"))
+    index = ctx.elementwise("imax", index, ctx.immediate(0, "int32"))
     made = _shapes(compat.open_jaxpr(branches[0])[0].outvars)
     shapes = _body_shapes(branches[0])
     results: list[Value] = [_zeros(s) for s in made]

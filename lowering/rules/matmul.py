@@ -51,7 +51,7 @@ _LOOSEST = 2.0**24
 
 def _narrow(ctx: RuleContext, x: int) -> int:
     def work(base: int) -> int:
-        return convert(ctx, base, "float32", "float16")  # type: ignore[return-value]
+        return convert(ctx, base, "float32", "float16")
 
     return work_behind_moves(ctx, x, work, slices=True)
 
@@ -66,12 +66,12 @@ def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
     power = reciprocal_power(ctx, inverse)
     shape = ctx.aval(power).shape
     if shape[-2] > 1:  # one power per row
-        return _narrow(ctx, ctx.elementwise("mul", x, power)), DataFormat.FP16, inverse  # type: ignore[arg-type]
+        return _narrow(ctx, ctx.elementwise("mul", x, power)), DataFormat.FP16, inverse
     if shape[0] == 1:
 
         def work(base: int) -> int:
             powers = ctx.broadcast_to(ctx.reshape(power, ()), ctx.aval(base).shape)
-            return ctx.elementwise("mul", base, powers)  # type: ignore[return-value]
+            return ctx.elementwise("mul", base, powers)
 
         return _narrow(ctx, work_behind_moves(ctx, x, work, slices=True)), DataFormat.FP16, inverse
     moved = behind_moves(ctx, x)
@@ -82,7 +82,7 @@ def _scale(ctx: RuleContext, x: int, size: int) -> Scaled:
 
 def _scaled_lhs(ctx: RuleContext, x: int) -> Scaled:
     """Per-row scale of [B, M, K]."""
-    return _scale(ctx, x, ctx.lane_reduce("sum", ctx.elementwise("abs", x)))  # type: ignore[arg-type]
+    return _scale(ctx, x, ctx.lane_reduce("sum", ctx.elementwise("abs", x)))
 
 
 def _scaled_rhs(ctx: RuleContext, x: int, is_image: bool = False) -> Scaled:
@@ -92,7 +92,7 @@ def _scaled_rhs(ctx: RuleContext, x: int, is_image: bool = False) -> Scaled:
         return _scaled_constant(ctx, content)
 
     def larger(a: int, b: int) -> int:
-        return ctx.elementwise("max", a, b)  # type: ignore[return-value]
+        return ctx.elementwise("max", a, b)
 
     moved = behind_moves(ctx, x)
     sizes = magnitudes(ctx, moved.base, only_finite=is_image)
@@ -100,7 +100,7 @@ def _scaled_rhs(ctx: RuleContext, x: int, is_image: bool = False) -> Scaled:
     if axis is None:
         largest = fold_axis(ctx, moved.outward(ctx, sizes), 1, larger)  # type: ignore[arg-type]
     else:
-        largest = ctx.reshape(fold_axis(ctx, sizes, axis, larger), (shape[0], 1, shape[2]))  # type: ignore[assignment]
+        largest = ctx.reshape(fold_axis(ctx, sizes, axis, larger), (shape[0], 1, shape[2]))
     return _scale(ctx, x, ctx.lane_reduce("sum", largest))
 
 
@@ -119,7 +119,7 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
         exponent = max(-126, min(126, math.frexp(magnitude.number)[1] - 1 - _TARGET_EXPONENT))
 
         def work(base: int) -> int:
-            return ctx.elementwise("mul", base, ctx.immediate(2.0**-exponent))  # type: ignore[return-value]
+            return ctx.elementwise("mul", base, ctx.immediate(2.0**-exponent))
 
         scaled = work_behind_moves(ctx, x, work, slices=True) if exponent else x
         return _narrow(ctx, scaled), DataFormat.FP16, ctx.immediate(2.0**exponent)
@@ -135,18 +135,18 @@ def _scaled_by_magnitude(ctx: RuleContext, x: int, magnitude: Magnitude) -> Scal
 def _largest(ctx: RuleContext, factor: Factor) -> Operand:
     """max |value|, or the largest norm of its columns; [1, 1, 1], computed when resident arguments are loaded."""
     aval = ctx.aval(factor.value)
-    wide: int = convert(ctx, factor.value, aval.dtype, "float32")  # type: ignore[assignment]
+    wide: int = convert(ctx, factor.value, aval.dtype, "float32")
     if factor.is_norm:
 
         def add(a: int, b: int) -> int:
-            return ctx.elementwise("add", a, b)  # type: ignore[return-value]
+            return ctx.elementwise("add", a, b)
 
-        squares: int = ctx.elementwise("mul", wide, wide)  # type: ignore[assignment]
+        squares: int = ctx.elementwise("mul", wide, wide)
         total = fold_axis(ctx, squares, len(aval.shape) - 2, add)
-        wide = ctx.elementwise("sqrt", total)  # type: ignore[assignment]
+        wide = ctx.elementwise("sqrt", total)
     size = math.prod(ctx.aval(wide).shape)
     flat = ctx.reshape(ctx.elementwise("abs", wide), (1, 1, size))
-    return ctx.lane_reduce("max", flat) if size > 1 else flat  # type: ignore[arg-type]
+    return ctx.lane_reduce("max", flat) if size > 1 else flat
 
 
 def _enter(
@@ -201,7 +201,7 @@ def _normal_form(ctx: RuleContext, x: int, batch: Sequence[int], contract: Seque
     sizes = [math.prod(shape[i] for i in group) for group in (batch, free, contract)]
     if not is_lhs:
         sizes[1], sizes[2] = sizes[2], sizes[1]
-    return ctx.reshape(ctx.transpose(x, order), sizes)  # type: ignore[return-value]
+    return ctx.reshape(ctx.transpose(x, order), sizes)
 
 
 @register_lowering("dot_general")
@@ -242,7 +242,7 @@ def _dot_general(
         left, data_format, scale = _enter(ctx, lhs_id, True, form)
         if stacked:
             shape = ctx.aval(rhs_id).shape[0], *ctx.aval(left).shape[1:]
-            left = ctx.broadcast_to(left, shape)  # type: ignore[assignment]
+            left = ctx.broadcast_to(left, shape)
         return left, data_format, scale
 
     def enter_rhs(form: NumberFormat | None) -> Scaled:
@@ -303,11 +303,11 @@ def _multiply(
     result: Operand = ctx.matmul(left, right, left_format, right_format, values, skips_padding)
     scales = [s for s in (left_scale, right_scale) if s is not None]
     if scales:
-        result = convert(ctx, result, ctx.aval(result).dtype, "float32")  # type: ignore[assignment]
+        result = convert(ctx, result, ctx.aval(result).dtype, "float32")
     for i, scale in enumerate(scales):
         result = ctx.elementwise("mul", result, scale, dtype=target if i == len(scales) - 1 else "float32")
     if not scales:
-        result = convert(ctx, result, ctx.aval(result).dtype, target)  # type: ignore[assignment]
+        result = convert(ctx, result, ctx.aval(result).dtype, target)
     return leave_as(ctx, result, target, formats)
 
 
@@ -326,7 +326,7 @@ def enter_weights(ctx: RuleContext, x: int, number_format: NumberFormat | None) 
 def _as_factor(ctx: RuleContext, x: int) -> int:
     """An operand of a product of floats: floats and int8 enter the MXM, other integers as float32."""
     dtype = ctx.aval(x).dtype
-    return x if dtype in (*FLOATS, "int8") else convert(ctx, x, dtype, "float32")  # type: ignore[return-value]
+    return x if dtype in (*FLOATS, "int8") else convert(ctx, x, dtype, "float32")
 
 
 def _of_integers(ctx: RuleContext, lhs: int, rhs: int, dimension_numbers: Any) -> Operand:
@@ -371,9 +371,9 @@ def _enter_rhs(ctx: RuleContext, x: int, is_transposed: bool, number_format: Num
     """The rhs [B, K, N] in the format in which it enters the MXM; one that was transposed is narrowed before that."""
     if not is_transposed or number_format not in (None, FP16) or ctx.builder.constant_of(x) is not None:
         return _enter(ctx, x, False, number_format)
-    rows: int = ctx.transpose(x, (0, 2, 1))  # type: ignore[assignment]
+    rows: int = ctx.transpose(x, (0, 2, 1))
     entered, data_format, scale = _enter(ctx, rows, False, number_format)
-    return ctx.transpose(entered, (0, 2, 1)), data_format, scale  # type: ignore[return-value]
+    return ctx.transpose(entered, (0, 2, 1)), data_format, scale
 
 
 def _rhs_normal_form(ctx: RuleContext, x: int, batch: Sequence[int], contract: Sequence[int]) -> int:

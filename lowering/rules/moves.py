@@ -100,7 +100,7 @@ def _split(ctx: RuleContext, x: Operand, *, sizes: Any, axis: int) -> Sequence[O
 def _stack(ctx: RuleContext, *operands: Operand, axis: int) -> Sequence[Operand]:
     shape = list(ctx.avals_out[0].shape)
     shape[axis] = 1
-    return [ctx.concatenate([ctx.reshape(x, shape) for x in ctx.values(operands)], axis)]  # type: ignore[misc]
+    return [ctx.concatenate([ctx.reshape(x, shape) for x in ctx.values(operands)], axis)]
 
 
 @register_lowering("unstack")
@@ -145,18 +145,18 @@ def _padded(ctx: RuleContext, x: int, config: Sequence[tuple[int, int, int]], va
     for axis, (_, _, interior) in enumerate(config):
         shape = ctx.aval(x).shape
         if interior and shape[axis] > 1:
-            apart: int = ctx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))  # type: ignore[assignment]
+            apart: int = ctx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
             widths = [interior if i == axis + 1 else 0 for i in range(len(shape) + 1)]
             apart = ctx.pad(apart, [0] * len(widths), widths, value)
             size = shape[axis] * (1 + interior)
             spread = ctx.reshape(apart, (*shape[:axis], size, *shape[axis + 1 :]))
-            x = ctx.slice_axis(spread, axis, 0, size - interior)  # type: ignore[assignment]
+            x = ctx.slice_axis(spread, axis, 0, size - interior)
     shape = ctx.aval(x).shape
     low, high = [max(0, a) for a, _, _ in config], [max(0, b) for _, b, _ in config]
     x = ctx.pad(x, low, high, value)
     start = [max(0, -a) for a, _, _ in config]
     limit = [n - max(0, -b) for n, (_, b, _) in zip(ctx.aval(x).shape, config, strict=True)]
-    return ctx.slice(x, start, limit)  # type: ignore[return-value]
+    return ctx.slice(x, start, limit)
 
 
 @register_lowering("iota")

@@ -43,7 +43,7 @@ def inverse_scale(ctx: Emitter, size: int, target: int) -> int:
     field = ctx.elementwise("and", size, RuleContext.immediate(_EXPONENT_MASK, "int32"))
     field = ctx.elementwise("imax", field, RuleContext.immediate((target + 1) << _FRACTION_BITS, "int32"))
     offset = RuleContext.immediate(target << _FRACTION_BITS, "int32")
-    return ctx.elementwise("isub", field, offset, dtype="float32")  # type: ignore[return-value]
+    return ctx.elementwise("isub", field, offset, dtype="float32")
 
 
 def reciprocal_power(ctx: Emitter, power: int) -> Operand:
@@ -66,7 +66,7 @@ def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat
     dtype = ctx.aval(x).dtype
     if dtype == "int8" or (dtype in NARROW_FLOATS and FORMATS[dtype].number_format.bits <= number_format.bits):
         return x, FORMATS[dtype], None
-    x = convert(ctx, x, dtype, "float32")  # type: ignore[assignment]
+    x = convert(ctx, x, dtype, "float32")
     if number_format.block_size:
         if is_lhs or is_image or not ctx.magnitudes.is_resident(x):
             raise format_error(ctx, number_format, "lhs" if is_lhs or is_image else "rhs", _ONLY_WEIGHTS)
@@ -82,27 +82,27 @@ def enter_as(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat
 
 
 def _rounded(ctx: Emitter, x: int, number_format: NumberFormat) -> int:
-    return convert(ctx, x, "float32", _DTYPES[number_format])  # type: ignore[return-value]
+    return convert(ctx, x, "float32", _DTYPES[number_format])
 
 
 def _larger(ctx: Emitter, x: int, axis: int) -> int:
-    return fold_axis(ctx, x, axis, lambda a, b: ctx.elementwise("max", a, b))  # type: ignore[arg-type, return-value]
+    return fold_axis(ctx, x, axis, lambda a, b: ctx.elementwise("max", a, b))
 
 
 def magnitudes(ctx: Emitter, x: int, only_finite: bool) -> int:
     """|x|; 0 where it is not finite, if that is asked for, so that a scale of others does not follow it."""
     sizes = ctx.elementwise("abs", x)
-    return ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", x)) if only_finite else sizes  # type: ignore[return-value]
+    return ctx.elementwise("mask", sizes, ctx.elementwise("is_finite", x)) if only_finite else sizes
 
 
 def _scaled(ctx: RuleContext, x: int, is_lhs: bool, number_format: NumberFormat, is_image: bool = False) -> Scaled:
     data_format, target = DataFormat[number_format.name.upper()], TARGET_EXPONENTS[number_format]
     if ctx.ranges.of(x).magnitude <= _LARGEST_UNSCALED:
-        moved: int = ctx.elementwise("mul", x, ctx.immediate(2.0 ** (target - 1)))  # type: ignore[assignment]
+        moved: int = ctx.elementwise("mul", x, ctx.immediate(2.0 ** (target - 1)))
         return _rounded(ctx, moved, number_format), data_format, ctx.immediate(2.0 ** (1 - target))
     size = ctx.lane_reduce("max", magnitudes(ctx, x, only_finite=is_image))
     inverse = inverse_scale(ctx, size if is_lhs else _larger(ctx, size, 1), target)
-    moved = ctx.elementwise("mul", x, reciprocal_power(ctx, inverse))  # type: ignore[assignment]
+    moved = ctx.elementwise("mul", x, reciprocal_power(ctx, inverse))
     return _rounded(ctx, moved, number_format), data_format, inverse
 
 
@@ -121,7 +121,7 @@ def _int8_steps(ctx: Emitter, x: int, size: Operand) -> tuple[int, Operand]:
     size = ctx.elementwise("max", size, RuleContext.immediate(2.0**-100))
     factor = ctx.elementwise("div", RuleContext.immediate(_INT8_MAX), size)
     steps = ctx.elementwise("round", ctx.elementwise("mul", x, factor))
-    values: int = ctx.elementwise("to_int", steps, dtype="int8")  # type: ignore[assignment]
+    values: int = ctx.elementwise("to_int", steps, dtype="int8")
     return values, ctx.elementwise("mul", size, RuleContext.immediate(1 / _INT8_MAX))
 
 
@@ -140,9 +140,9 @@ def leave_as(ctx: RuleContext, x: Operand, target: str, formats: Formats) -> Ope
         return x
     wide = convert(ctx, x, target, "float32")
     if form in (E4M3, E5M2):
-        wide = ctx.elementwise("min", wide, ctx.immediate(form.largest))  # type: ignore[arg-type]
+        wide = ctx.elementwise("min", wide, ctx.immediate(form.largest))
         wide = ctx.elementwise("max", wide, ctx.immediate(-form.largest))
-    return convert(ctx, _rounded(ctx, wide, form), _DTYPES[form], target)  # type: ignore[arg-type, return-value]
+    return convert(ctx, _rounded(ctx, wide, form), _DTYPES[form], target)  # type: ignore[arg-type]
 
 
 def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
@@ -162,7 +162,7 @@ def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
         raise format_error(ctx, form, "table", "rows of a table are fp32, bf16, fp16, e4m3, e5m2 or int8")
     if not ctx.magnitudes.is_resident(table):
         raise format_error(ctx, form, "table", "it changes from call to call; name it in resident_argnums")
-    x: int = ctx.reshape(convert(ctx, table, dtype, "float32"), (1, *shape))  # type: ignore[assignment, arg-type]
+    x: int = ctx.reshape(convert(ctx, table, dtype, "float32"), (1, *shape))
     scale: Operand | None
     if form == INT8:
         held, _, scale = _as_int8(ctx, x, False)
@@ -170,10 +170,10 @@ def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:
         held, scale = _rounded(ctx, x, form), None
     else:
         held, _, scale = _scaled(ctx, x, False, form)
-    narrow = ctx.gather_rows(ctx.reshape(held, shape), index)  # type: ignore[arg-type]
+    narrow = ctx.gather_rows(ctx.reshape(held, shape), index)
     rows = convert(ctx, narrow, ctx.aval(narrow).dtype, "float32")
     if scale is not None:
         if isinstance(scale, int):
             scale = ctx.reshape(scale, (1, ctx.aval(scale).shape[2]))
-        rows = ctx.elementwise("mul", rows, scale)  # type: ignore[arg-type]
-    return convert(ctx, rows, "float32", dtype)  # type: ignore[arg-type, return-value]
+        rows = ctx.elementwise("mul", rows, scale)
+    return convert(ctx, rows, "float32", dtype)

@@ -32,8 +32,8 @@ def fold_axis(ctx: Emitter, x: int, axis: int, combine: Callable[[int, int], int
         count = min(_PARTS, size)
         part = size // count
         parts = [ctx.slice_axis(x, axis, i * part, (i + 1) * part) for i in range(count)]
-        rest += [ctx.slice_axis(x, axis, i, i + 1) for i in range(count * part, size)]  # type: ignore[misc]
-        x = _combined(parts, combine)  # type: ignore[arg-type]
+        rest += [ctx.slice_axis(x, axis, i, i + 1) for i in range(count * part, size)]
+        x = _combined(parts, combine)
     return _combined([x, *rest], combine)
 
 
@@ -50,15 +50,15 @@ def _reduce(ctx: RuleContext, x: int, axes: Sequence[int], lane_function: str | 
     last = len(ctx.aval(x).shape) - 1
 
     def combine(a: int, b: int) -> int:
-        return ctx.elementwise(function, a, b, dtype=ctx.aval(a).dtype)  # type: ignore[return-value]
+        return ctx.elementwise(function, a, b, dtype=ctx.aval(a).dtype)
 
     for axis in sorted(axes, reverse=True):
         if axis == last and lane_function is not None:
             x = ctx.lane_reduce(lane_function, x) if ctx.aval(x).shape[axis] > 1 else x
         elif axis == last:
             order = (last, *range(last))
-            folded = fold_axis(ctx, ctx.transpose(x, order), 0, combine)  # type: ignore[arg-type]
-            x = ctx.reshape(folded, (*ctx.aval(x).shape[:-1], 1))  # type: ignore[assignment]
+            folded = fold_axis(ctx, ctx.transpose(x, order), 0, combine)
+            x = ctx.reshape(folded, (*ctx.aval(x).shape[:-1], 1))
         else:
             x = fold_axis(ctx, x, axis, combine)
     return x
@@ -104,13 +104,13 @@ def _reduce_sum(ctx: RuleContext, x: Operand, *, axes: Any, out_sharding: Any = 
     value = _operand(ctx, x, axes)
     if aval.dtype in FLOATS:
         wide = convert(ctx, value, aval.dtype, "float32")
-        total = _reduce(ctx, wide, axes, "sum", "add")  # type: ignore[arg-type]
-        return [ctx.reshape(convert(ctx, total, "float32", aval.dtype), ctx.avals_out[0].shape)]  # type: ignore[arg-type]
-    value = ctx.elementwise("identity", value, dtype="int32") if aval.dtype == "int8" else value  # type: ignore[assignment]
+        total = _reduce(ctx, wide, axes, "sum", "add")
+        return [ctx.reshape(convert(ctx, total, "float32", aval.dtype), ctx.avals_out[0].shape)]
+    value = ctx.elementwise("identity", value, dtype="int32") if aval.dtype == "int8" else value
     last = len(aval.shape) - 1
     if last in axes and aval.shape[-1] * ctx.ranges.of(value).magnitude <= _MAX_EXACT_INTEGER:
-        total = ctx.lane_reduce("sum", convert(ctx, value, "int32", "float32"))  # type: ignore[arg-type]
-        value = convert(ctx, total, "float32", "int32")  # type: ignore[assignment]
+        total = ctx.lane_reduce("sum", convert(ctx, value, "int32", "float32"))
+        value = convert(ctx, total, "float32", "int32")
         axes = tuple(axis for axis in axes if axis != last)
     total = cut(ctx, _reduce(ctx, value, axes, None, "iadd"), aval.dtype)  # type: ignore[assignment]
     return [ctx.reshape(total, ctx.avals_out[0].shape)]
@@ -125,7 +125,7 @@ def _argument(ctx: RuleContext, x: Operand, *, axes: Any, index_dtype: Any) -> S
     value: int = ordered(ctx, _operand(ctx, x, axes), ctx.avals_in[0].dtype)  # type: ignore[assignment]
     shape = ctx.aval(value).shape
     order = (*(i for i in range(len(shape)) if i != axis), axis)
-    value = ctx.transpose(value, order)  # type: ignore[assignment]
+    value = ctx.transpose(value, order)
     shape = ctx.aval(value).shape
     is_float = ctx.avals_in[0].dtype in FLOATS
     prefix = "" if is_float else "i"
