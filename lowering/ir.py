@@ -118,6 +118,13 @@ def _operand_text(operand: int | Immediate) -> str:
     return f"%{operand}" if isinstance(operand, int) else repr(operand.value)
 
 
+def _op_text(op: Op) -> str:
+    """The op with its fields, without those that have their default."""
+    values = [(field, getattr(op, field.name)) for field in dataclasses.fields(op)]
+    shown = ", ".join(f"{field.name}={value!r}" for field, value in values if value is not field.default)
+    return f"{type(op).__name__}({shown})"
+
+
 def as_text(graph: Graph, indent: str = "") -> str:
     """Stable text of a graph."""
 
@@ -138,7 +145,7 @@ def as_text(graph: Graph, indent: str = "") -> str:
             lines.append(f"{indent}  {results} = While {equation.op.name!r} {operands}{comment}")
             lines.append(as_text(equation.op.body, indent + "    "))  # type: ignore[arg-type]
         else:
-            lines.append(f"{indent}  {results} = {equation.op} {operands}{comment}")
+            lines.append(f"{indent}  {results} = {_op_text(equation.op)} {operands}{comment}")
     lines.append(f"{indent}  return {' '.join(f'%{i}' for i in graph.outputs)}")
     lines.append(f"{indent}}}")
     return "\n".join(lines)
