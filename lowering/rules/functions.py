@@ -1,6 +1,6 @@
 """Rules of functions without a VXM instruction: formulas and polynomials in float32, rounded to the dtype once.
 
-The polynomials of erfc (Cephes) and erf_inv (Giles) are those that XLA uses for float32.
+The polynomials of erf_inv (Giles) are those that XLA uses for float32.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ from lpu_jax.lowering.emit import Operand
 from lpu_jax.lowering.registry import RuleContext, register_lowering
 from lpu_jax.lowering.rules.integers import WIDTHS
 
-# exp(-x^2) / x * P(1 / x^2) for 1 <= x < 2, with R for x >= 2
-_ERFC_NEAR = (
-    2.326819970068386e-2, -1.387039388740657e-1, 3.687424674597105e-1, -5.824733027278666e-1, 6.210004621745983e-1,
-    -4.944515323274145e-1, 3.404879937665872e-1, -2.741127028184656e-1, 5.638259427386472e-1,
-)  # fmt: skip
-_ERFC_FAR = (
-    -1.047766399936249e1, 1.297719955372516e1, -7.495518717768503, 2.921019019210786, -1.015265279202700,
-    4.218463358204948e-1, -2.820767439740514e-1, 5.641895067754075e-1,
-)  # fmt: skip
+# exp(x^2) erfc(x) = t P(t), t = 1 / (x + 2.5), x >= 1: least largest relative error (3.2e-8), from float64
+_ERFC = (-71.24911912, 59.78693081, 0.66989989, 8.35329054, 3.1021536, 1.4170715, 0.56406133)
 # x * P(w - 2.5) for w = -log(1 - x^2) < 5, x * Q(sqrt(w) - 3) beyond
 _ERF_INV_CENTRAL = (
     2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
@@ -49,15 +42,10 @@ def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
 
 
 def _erfc(x: Any) -> Any:
-    """1 - erf(x) within [-1, 1], else exp(-x^2) / |x| P(1 / x^2); x^2 is split so that exp sees its exact value."""
-    magnitude = lax.abs(x)
-    high = lax.bitcast_convert_type(lax.bitcast_convert_type(magnitude, jnp.int32) & ~0xFFF, jnp.float32)
-    tail = lax.exp(-high * high) * lax.exp(-(magnitude - high) * (magnitude + high))
-    inverse = 1.0 / (x * x)
-    series = jnp.where(magnitude < 2.0, polynomial(inverse, _ERFC_NEAR), polynomial(inverse, _ERFC_FAR))
-    tail = jnp.where(magnitude > 15.0, 0.0, tail / magnitude * series)
-    tail = jnp.where(x < 0, 2.0 - tail, tail)
-    return jnp.where((magnitude > 1.0), tail, 1.0 - lax.erf(x))
+    """1 - erf(x) up to 1, exp(-x^2) t P(t) beyond: one polynomial, as XLA's two fill all ALUs of the VXM three times."""
+    inverse = 1.0 / (x + 2.5)
+    tail = lax.exp(-x * x) * (inverse * polynomial(inverse, _ERFC))
+    return jnp.where(x > 1.0, tail, 1.0 - lax.erf(x))
 
 
 def _erf_inv(x: Any) -> Any:
