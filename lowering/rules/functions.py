@@ -42,7 +42,7 @@ def polynomial(x: Any, coefficients: Sequence[float]) -> Any:
 
 
 def _erfc(x: Any) -> Any:
-    """1 - erf(x) up to 1, exp(-x^2) t P(t) beyond: one polynomial, as XLA's two fill all ALUs of the VXM three times."""
+    """1 - erf(x) up to 1, exp(-x^2) t P(t) beyond: XLA's two polynomials would fill the ALUs thrice."""
     inverse = 1.0 / (x + 2.5)
     tail = lax.exp(-x * x) * (inverse * polynomial(inverse, _ERFC))
     return jnp.where(x > 1.0, tail, 1.0 - lax.erf(x))
