@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from lpu_jax.lowering.tile_ir import (
     TileOp,
     TransposeOp,
 )
+from lpu_jax.runtime.chip import Hemisphere
 
-LONG_RUN = 64
+LONG_RUN = 16
 """Products of so many rows read and write their storages most of the time."""
 _FEW_PAIRS = 256
 """So many pairs of storages are all kept apart: accesses of one op shift against each other."""
@@ -82,6 +84,8 @@ def contention(tiles: TileGraph) -> Contention:
 
     for block in tiles.blocks:
         add(*_long_products(block), 1)
+        for one, other in _on_other_planes(block):
+            add(one, other, 1)
         for ops in side_by_side(tiles, block):
             for one, other in itertools.combinations([each for op in ops for each in operands(op)], 2):
                 add(one, other, _SAME_OP)
@@ -163,6 +167,20 @@ def _long_products(block: TileBlock) -> tuple[Operand, Operand]:
             for operand in operands(op):
                 results.update(operand.words if operand.is_write else {})
     return Operand(False, activations), Operand(True, results)
+
+
+def _on_other_planes(block: TileBlock) -> Iterator[tuple[Operand, Operand]]:
+    """Activations of products of one source on different planes of a hemisphere: they stream at the same time."""
+    groups: dict[tuple[str, str, Hemisphere], dict[int, Counter[int]]] = {}
+    for op in block.ops:
+        for item in op.inputs if isinstance(op, ChainOp) else ():
+            if isinstance(item, MatMulInput) and len(item.activations[0]) >= LONG_RUN:
+                planes = groups.setdefault((op.source, op.name, item.hemisphere), {})
+                for refs in item.activations:
+                    planes.setdefault(item.plane, Counter()).update(_words(refs))
+    for planes in groups.values():
+        for one, other in itertools.combinations(planes.values(), 2):
+            yield Operand(False, one), Operand(False, other)
 
 
 def operands(op: TileOp) -> list[Operand]:

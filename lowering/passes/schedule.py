@@ -328,11 +328,16 @@ class _Scheduler:
         waiting.remove(self._entry(index))
         heapq.heapify(waiting)
         follower = self.templates[waiting[0][1]].product if waiting else None
-        is_crowded = any(
-            product.hemisphere == side and planes != product.planes and found
+        beside = [
+            (found[0][1], self.templates[found[0][1]].product)
             for (side, planes), found in self.products.items()
-        )
-        placement = self.placer.place(index, product, (waiting[0][1], follower) if follower else None, is_crowded)
+            if side == product.hemisphere and planes != product.planes and found
+        ]
+        if any(tile.span > MAX_GAP for tile in product.tiles):
+            for other, waits in beside:
+                if waits is not None and not set(waits.planes) & set(product.planes):
+                    self.placer.load_beside(other, waits)
+        placement = self.placer.place(index, product, (waiting[0][1], follower) if follower else None, bool(beside))
         for piece, begin, _ in placement.pieces:
             self.vectors.commit(piece, begin, self.chip.mem_write_cycles)
         self.sums[index] = placement

@@ -80,6 +80,23 @@ class ProductPlacer:
             attempt.undo()
             given, start = None, max(start + 1, blocked)
 
+    def load_beside(self, index: int, product: Product) -> None:
+        """Places the first load of a product whose planes wait for it while another plane of its hemisphere goes first:
+        the activations of that one would be in the way of the load for as long as they stream."""
+        key, tile = (product.hemisphere, product.planes), product.tiles[0]
+        tenure = self.tenures.get(key)
+        if key in self.ahead or (tenure is not None and tenure.weights == tile.weights):
+            return
+        arrives = self.earliest(tile.multiply) - self.chip.mxm_install_tail_cycles - tile.load_cycles + 1
+        load = own_streams(self.chip, tile.load, product.planes[0]) if len(product.planes) == 1 else tile.load
+        ready = max(self.earliest(load), arrives)
+        time, chosen = self.tables.fit(load, ready)
+        buffers = [self.tables["buffer", product.hemisphere, plane] for plane in product.planes]
+        if time > ready + MAX_AHEAD or any(b.free_from(time, time + tile.load_cycles + 1) > time for b in buffers):
+            return
+        self.tables.book(load, time, chosen)
+        self.ahead[key] = _Ahead(index, (load, time, chosen))
+
     def has_room(self, product: Product) -> bool:
         """Whether accumulators are free, or will be at a known time."""
         choices = self.tables.choices(product.accumulator).values()

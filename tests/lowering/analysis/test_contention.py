@@ -84,3 +84,18 @@ def test_parts_of_one_chain_are_companions():
     for op in block.ops:
         for operand in operands(op):
             assert len({numbers.get(storage) for storage in operand.words}) == 1
+
+
+def test_activations_on_different_planes_of_a_hemisphere_shun_slices():
+    s = Sketch(seed=3)
+    tiles = tile(s.build((s.reduce("sum", s.random((128, 640))),)), groqchip1)
+    costs, read = costs_of(tiles), {}
+    for op in tiles.blocks[0].ops:
+        for item in op.inputs:
+            storages = {int(storage) for refs in item.activations for storage in refs[:, 0]}
+            read.setdefault((item.hemisphere, item.plane), set()).update(storages)
+    assert len(read) == 2 * groqchip1.num_planes
+    for (side, plane), mine in read.items():
+        for (other_side, other), others in read.items():
+            if side == other_side and plane != other:
+                assert all(costs[one][two][0] > 0 for one in mine for two in others if one != two)

@@ -205,3 +205,17 @@ def test_weights_that_stayed_installed_are_reused_at_the_first_attempt_only(monk
     assert any(starts), "some attempts are repeated"
     assert asked
     assert not any(asked)
+
+
+def test_row_sums_start_on_all_planes_of_a_hemisphere_at_once():
+    """Their activations lie in different slices, and each plane is loaded before those of another are in the way."""
+    s = Sketch(seed=5)
+    graph = s.build((s.reduce("sum", s.random((128, 768))),))
+    starts = {
+        queue: rows[0][0] for queue, rows in plane_rows(compile_graph(graph, groqchip1).schedule, Opcode.ABC).items()
+    }
+    assert len(starts) == 2 * groqchip1.num_planes
+    load = groqchip1.num_lanes * DataFormat.INT8.num_bytes // groqchip1.num_streams_per_load
+    for side in ("W", "E"):
+        own = [start for queue, start in starts.items() if queue.startswith(f"MXM_{side}")]
+        assert max(own) - min(own) <= 2 * load
