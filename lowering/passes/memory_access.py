@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,26 +44,46 @@ def affine_runs(
         start = end + 1
 
 
+class _Pattern(NamedTuple):
+    """Accesses to vectors of one storage, wherever it lies and whichever of its rows the first one is in.
+
+    groups: slice group (of skewed storages: slice) of every vector.
+    runs: (group, first cycle, count, interval, address, address step), group by group; cycles and addresses count from
+    those of the first vector.
+    """
+
+    groups: IntArray
+    runs: list[tuple[int, int, int, int, int, int]]
+
+
+class _Home(NamedTuple):
+    """A storage at its place: queue, column and first address of each of its slices, in the first turn of the loop.
+
+    loop_step: addresses per turn; reach: addresses from the first turn to the last one.
+    """
+
+    storage: Storage
+    queues: list[int]
+    columns: list[int]
+    bases: list[int]
+    loop_step: int
+    reach: int
+
+
 class MemoryAccess:
-    """Turns accesses to vectors into MEM rows, port and bank bookings."""
+    """Turns accesses to vectors into MEM rows, port and bank bookings.
+
+    Ops repeat few patterns of accesses, row block by row block and tile by tile: each is divided into runs once.
+    """
 
     def __init__(self, allocated: AllocatedGraph, block: TileBlock) -> None:
         self.chip: ChipSpec = allocated.tiles.chip
         self.storages = allocated.tiles.storages
         self.places = allocated.places
         self.looped, self.iterations, self.reverse = block.looped, block.num_iterations, block.reverse
-        self.interleaves = np.array([storage.interleave for storage in self.storages], np.int64)
-        self.bases = np.array([-1 if place is None else place.base for place in self.places], np.int64)
-        self.steps = np.array([s.loop_step if s.id in block.looped else 0 for s in self.storages], np.int64)
-        both = zip(self.storages, self.places, strict=True)
-        self.differs = np.array([s.skewed or bool(place and place.bases) for s, place in both])  # from byte to byte
-        self._known: dict[tuple[object, ...], tuple[IntArray, list[_StorageRuns]]] = {}
-        self._split: dict[tuple[object, ...], tuple[IntArray, list[_Part]]] = {}
-
-    def forget(self) -> None:
-        """Lets go of the accesses of earlier ops; those of one op come again when it is tried in another way."""
-        self._known.clear()
-        self._split.clear()
+        self._homes: dict[int, _Home] = {}
+        self._patterns: dict[tuple[object, ...], _Pattern] = {}
+        self.loads: dict[tuple[object, ...], tuple[Template, int]] = {}  # of weight tiles, see `template_product`
 
     def home(self, storage: int) -> tuple[Storage, Place]:
         """A storage and its place."""
@@ -81,113 +100,98 @@ class MemoryAccess:
         template: Template,
         opcode: Opcode,
         refs: IntArray,
-        byte: int,
-        times: IntArray,
+        times: range,
         outward_sign: int,
-        operands: tuple[int | Slot, ...],
+        operands: Mapping[int, tuple[int | Slot, ...]],
     ) -> None:
-        """Books and emits the accesses to one byte plane.
+        """Books and emits the accesses to some byte planes.
 
         times[k]: cycle at which vector k would be handled by a slice in column 0; a slice in column c handles it
         outward_sign * c later (-1 for values that flow inward from the slice, +1 for those that come outward to it).
+        operands: of the instructions for each byte.
         """
         touched = template.reads if opcode in (Opcode.READ, Opcode.GATHER) else template.writes
-        shift = int(times[0])
-        relative = times - shift
-        key = (opcode, id(refs), byte, outward_sign, relative.tobytes())
-        if key not in self._known:  # refs are kept, so that their id stays theirs
-            self._known[key] = refs, list(self._runs_of(opcode, refs, byte, relative, outward_sign))
-        for access, loop_step, runs in self._known[key][1]:
+        port = "R" if touched is template.reads else "W"
+        for storage_id, vectors, first, relative in _by_storage(refs, times):
+            home = self._home_of(storage_id)
+            touches: dict[tuple[int, ...], Access] = {}  # bytes in slices of the same columns are touched together
+            for byte, fields in operands.items():
+                row, pattern = self._pattern(home.storage, vectors, byte, relative)
+                width = 1 if home.storage.skewed else home.storage.format.num_bytes
+                lane = 0 if home.storage.skewed else byte
+                delays = tuple([outward_sign * column for column in home.columns[lane::width]])
+                runs = []
+                for group, start, count, interval, address, step in pattern.runs:
+                    place = group * width + lane
+                    address += row + home.bases[place]
+                    banks = self._banks(address, (count - 1) * step, home.reach)
+                    begin = first + start + delays[group]
+                    runs.append(Run(home.queues[place], port, begin, count, interval, address, step, banks))
+                template.accesses.append(Accesses(0, opcode, home.loop_step, fields, runs))
+                kind = (*delays, byte) if home.storage.skewed else delays
+                if kind not in touches:
+                    cycles = first + relative + (np.array(delays)[pattern.groups] if len(delays) > 1 else delays[0])
+                    touches[kind] = Access(storage_id, vectors, cycles)
             if opcode in (Opcode.READ, Opcode.WRITE):
-                touched.append(Access(access.storage, access.vectors, access.cycles + shift))
-            template.accesses.append(Accesses(shift, opcode, loop_step, operands, runs))
+                touched += touches.values()
 
-    def _runs_of(
-        self, opcode: Opcode, refs: IntArray, byte: int, times: IntArray, outward_sign: int
-    ) -> Iterator[_StorageRuns]:
-        """For every storage its accesses, addresses per turn of the loop, and its runs slice by slice."""
-        port = "R" if opcode in (Opcode.READ, Opcode.GATHER) else "W"
-        for part in self._parts(refs, byte, times):
-            storage, place = self.home(part.storage)
-            slices = place.slices if storage.skewed else place.slices[byte :: storage.format.num_bytes]
-            delays = [outward_sign * self.column(s) for s in slices]
-            queues = [mem_queue(self.chip, storage.hemisphere, s) for s in slices]
-            runs = [
-                Run(queues[group], port, first + delays[group], count, interval, address, step, banks)
-                for group, first, count, interval, address, step, banks in part.runs
-            ]
-            cycles = part.times + (np.array(delays)[part.groups] if len(delays) > 1 else delays[0])
-            yield Access(part.storage, part.vectors, cycles), part.loop_step, runs
-
-    def _parts(self, refs: IntArray, byte: int, times: IntArray) -> list[_Part]:
-        """Accesses storage by storage, those of a slice together; most are equal for all bytes."""
-        differ = bool(self.differs[refs[:, 0]].any())
-        key = (id(refs), byte if differ else 0, times.tobytes())
-        if key not in self._split:  # refs are kept, so that their id stays theirs
-            self._split[key] = refs, self._parts_of(refs, byte, times)
-        return self._split[key][1]
-
-    def _parts_of(self, refs: IntArray, byte: int, times: IntArray) -> list[_Part]:
-        numbers = {storage: i for i, storage in enumerate(dict.fromkeys(refs[:, 0].tolist()))}
-        groups, addresses = self._places(refs, byte)
-        widest = int(groups.max()) + 1
-        keys = groups
-        if len(numbers) > 1:
-            keys = groups + widest * np.array([numbers[storage] for storage in refs[:, 0].tolist()])
-        order = np.argsort(keys, kind="stable")
-        keys, groups, addresses, times = keys[order], groups[order], addresses[order], times[order]
-        edges = np.searchsorted(keys, np.arange(len(numbers) + 1) * widest).tolist()
-        parts = [
-            _Part(
-                storage, refs[order[start:stop], 1], times[start:stop], groups[start:stop], self._loop_step(storage), []
+    def _home_of(self, storage_id: int) -> _Home:
+        found = self._homes.get(storage_id)
+        if found is None:
+            storage, place = self.home(storage_id)
+            loop_step = storage.loop_step if storage_id in self.looped else 0
+            reach = loop_step * (self.iterations - 1)
+            found = self._homes[storage_id] = _Home(
+                storage,
+                [mem_queue(self.chip, storage.hemisphere, s) for s in place.slices],
+                [self.column(s) for s in place.slices],
+                [base + reach if self.reverse else base for _, base in place.starts],
+                -loop_step if self.reverse else loop_step,
+                -reach if self.reverse else reach,
             )
-            for storage, (start, stop) in zip(numbers, itertools.pairwise(edges), strict=True)
-        ]
-        is_last = np.append(keys[1:] != keys[:-1], True)
-        for start, length, interval, step in affine_runs(times, addresses, is_last):
-            number, group = divmod(int(keys[start]), widest)
-            part = parts[number]
+        return found
+
+    def _pattern(self, storage: Storage, vectors: IntArray, byte: int, times: IntArray) -> tuple[int, _Pattern]:
+        """The address of the row of the first vector, and the pattern of accesses from there on."""
+        interleave, first = storage.interleave, int(vectors[0])
+        kind = (byte, storage.format) if storage.skewed else None
+        rest = first % interleave
+        key = (interleave, kind, rest, (vectors - first).tobytes(), times.tobytes())
+        found = self._patterns.get(key)
+        if found is None:
+            found = self._patterns[key] = self._divide(storage, vectors - (first - rest), byte, times)
+        return (first - rest) // interleave * (storage.format.num_bytes if storage.skewed else 1), found
+
+    def _divide(self, storage: Storage, vectors: IntArray, byte: int, times: IntArray) -> _Pattern:
+        """Divides accesses into runs."""
+        groups = storage.slice_index(vectors, byte) if storage.skewed else vectors % storage.interleave
+        order = np.argsort(groups, kind="stable")
+        keys, times = groups[order], times[order]
+        addresses = storage.address(vectors[order], byte)
+        runs = []
+        for start, length, interval, step in affine_runs(times, addresses, np.append(keys[1:] != keys[:-1], True)):
             for begin in range(start, start + length, self.chip.max_repeat):
-                count, address = min(self.chip.max_repeat, start + length - begin), int(addresses[begin])
-                banks = self._banks(address, (count - 1) * step, part.loop_step)
-                part.runs.append((group, int(times[begin]), count, interval, address, step, banks))
-        return parts
+                count = min(self.chip.max_repeat, start + length - begin)
+                runs.append((int(keys[start]), int(times[begin]), count, interval, int(addresses[begin]), step))
+        return _Pattern(groups, runs)
 
-    def _places(self, refs: IntArray, byte: int) -> tuple[IntArray, IntArray]:
-        """Group of slices (of skewed storages: slice) and address of vectors, in the first turn of the loop."""
-        ids, vectors = refs[:, 0], refs[:, 1]
-        interleaves = self.interleaves[ids]
-        groups, addresses = vectors % interleaves, vectors // interleaves
-        for storage_id in dict.fromkeys(ids[self.differs[ids]].tolist()):
-            mine, (storage, place) = ids == storage_id, self.home(storage_id)
-            index = storage.slice_index(vectors[mine], byte)
-            if storage.skewed:
-                groups[mine] = index
-            addresses[mine] = storage.address(vectors[mine], byte) + place.base_at(index) - place.base
-        addresses = addresses + self.bases[ids]
-        return groups, addresses + self.steps[ids] * (self.iterations - 1) if self.reverse else addresses
-
-    def _loop_step(self, storage: int) -> int:
-        step = int(self.steps[storage])
-        return -step if self.reverse else step
-
-    def _banks(self, address: int, reach: int, loop_step: int) -> tuple[int, int]:
+    def _banks(self, address: int, reach: int, turns: int) -> tuple[int, int]:
         """Lowest and highest bank of the addresses from `address` to address + reach, in all turns of the loop."""
-        bank, turns = self.chip.num_addresses_per_bank, loop_step * (self.iterations - 1)
+        bank = self.chip.num_addresses_per_bank
         low = min(address, address + reach) + min(0, turns)
         high = max(address, address + reach) + max(0, turns)
         return low // bank, high // bank
 
 
-class _Part(NamedTuple):
-    """Accesses to one storage, slice by slice; runs hold the group of slices and then the fields of `Run`."""
-
-    storage: int
-    vectors: IntArray
-    times: IntArray
-    groups: IntArray
-    loop_step: int
-    runs: list[tuple[int, int, int, int, int, int, tuple[int, int]]]
-
-
-_StorageRuns = tuple[Access, int, list[Run]]
+def _by_storage(refs: IntArray, times: range) -> Iterator[tuple[int, IntArray, int, IntArray]]:
+    """(storage, vectors, first cycle, cycles from then on) of the accesses to each storage."""
+    ids, vectors = refs[:, 0], refs[:, 1]
+    cycles = np.arange(len(times)) * times.step
+    if (ids == ids[0]).all():
+        yield int(ids[0]), vectors, times.start, cycles
+        return
+    order = np.argsort(ids, kind="stable")
+    edges = np.flatnonzero(np.diff(ids[order])) + 1
+    for mine in np.split(order, edges):
+        first = int(cycles[mine[0]])
+        yield int(ids[mine[0]]), vectors[mine], times.start + first, cycles[mine] - first

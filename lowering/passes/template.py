@@ -176,6 +176,11 @@ class Product:
     acc_span: int
 
 
+def spaced(first: int, count: int, interval: int = 1) -> range:
+    """Cycles of `count` vectors."""
+    return range(first, first + count * interval, interval)
+
+
 def issues(chip: ChipSpec, queue: int, first: int, count: int, interval: int) -> list[Interval]:
     """Bookings of a queue for an instruction and its repetitions; beyond max_repeat of them it is issued again."""
     step = chip.max_repeat * interval

@@ -29,7 +29,6 @@ from lpu_jax.runtime.ops import Immediate
 
 def chain_template(memory: MemoryAccess, op: ChainOp) -> Template:
     """Builds the template of a chain; tries a delayed variant where the op would block itself."""
-    memory.forget()
     for held, delay in [(held, delay) for held in ((), _crowded(memory, op)) for delay in range(4)]:
         if len(held) * op.num_vectors > memory.chip.vxm_max_delay_cycles // 2:
             continue
@@ -116,7 +115,6 @@ class _ChainBuilder:
         self.template = Template(first_flex=ACCUMULATOR + 1 if self.products else 0)
         self.interval = sum_interval(self.chip, self.products[0]) if self.products else 1
         self.span = (op.num_vectors - 1) * self.interval + 1
-        self.order = np.arange(op.num_vectors) * self.interval
 
     def num_slots(self) -> int:
         """ALUs that the chain takes."""
@@ -201,18 +199,23 @@ class _ChainBuilder:
             acc = add_sums(self.memory, self.template, item, boundary, stream, self.op.num_vectors)
             self.acc = (item, acc)
             return stream
-        times = boundary - self.chip.mem_read_cycles + self.order
+        times = self._times(boundary - self.chip.mem_read_cycles)
         if isinstance(item, MemoryInput):
-            for byte in range(width):
-                self.memory.add(self.template, Opcode.READ, item.refs, byte, times, -1, (Slot(stream, byte),))
+            operands = {byte: (Slot(stream, byte),) for byte in range(width)}
+            self.memory.add(self.template, Opcode.READ, item.refs, times, -1, operands)
             return stream
         self._gather(item, stream, times)
         return stream
 
-    def _gather(self, item: GatherInput, stream: int, times: np.ndarray) -> None:
+    def _times(self, first: int) -> range:
+        """Cycles of all vectors, from that of the first one on."""
+        return range(first, first + self.span, self.interval)
+
+    def _gather(self, item: GatherInput, stream: int, times: range) -> None:
         """Addresses flow inward past the slices of the table; the last slice they pass takes them off."""
-        maps = self.template.stream(True, self._side_of(item.table), 1, int(times[0]), self.span)
-        self.memory.add(self.template, Opcode.READ, item.maps, 0, times - self.chip.mem_read_cycles, -1, (Slot(maps),))
+        maps = self.template.stream(True, self._side_of(item.table), 1, times.start, self.span)
+        read = self._times(times.start - self.chip.mem_read_cycles)
+        self.memory.add(self.template, Opcode.READ, item.maps, read, -1, {0: (Slot(maps),)})
         self._indexed(Opcode.GATHER, item.table, item.vector, item.format.num_bytes, times, -1, stream, maps)
 
     def _side_of(self, storage: int) -> Hemisphere:
@@ -224,7 +227,7 @@ class _ChainBuilder:
         table: int,
         vector: int,
         width: int,
-        times: np.ndarray,
+        times: range,
         sign: int,
         stream: int,
         maps: int,
@@ -236,21 +239,23 @@ class _ChainBuilder:
         columns = [self.memory.column(s) for s in place.slices]
         for byte in range(width):
             for group in range(groups):
-                mine = np.nonzero(np.arange(len(times)) % groups == group)[0]
                 own = [columns[group * width + b] for b in range(width)]
                 ahead = own[byte] > min(own) if sign < 0 else own[byte] < max(own)
                 same = [b for b in range(width) if own[b] == own[byte]]
                 keep_map = int(ahead or byte != same[-1])
                 last: tuple[int | Slot, ...] = (Slot(stream, byte), Slot(maps))
                 last += (keep_map,) if opcode is Opcode.GATHER else (0, keep_map)
-                self.memory.add(self.template, opcode, refs[mine], byte, times[mine], sign, last)
+                if group < len(times):
+                    self.memory.add(
+                        self.template, opcode, refs[group::groups], times[group::groups], sign, {byte: last}
+                    )
         all_vectors = np.arange(storage.num_vectors)
-        cycles = np.full(len(all_vectors), times.min() + sign * (min(columns) if sign > 0 else max(columns)))
+        cycles = np.full(len(all_vectors), times[0] + sign * (min(columns) if sign > 0 else max(columns)))
         if opcode is Opcode.GATHER:
-            late = np.full(len(all_vectors), times.max() + sign * min(columns))
+            late = np.full(len(all_vectors), times[-1] + sign * min(columns))
             self.template.reads += [Access(table, all_vectors, cycles), Access(table, all_vectors, late)]
         else:
-            late = np.full(len(all_vectors), times.max() + sign * max(columns))
+            late = np.full(len(all_vectors), times[-1] + sign * max(columns))
             self.template.writes += [Access(table, all_vectors, cycles), Access(table, all_vectors, late)]
 
     def _results(self, levels: list[int], flows: list[Direction]) -> list[tuple[int | Slot, ...]]:
@@ -268,14 +273,13 @@ class _ChainBuilder:
             columns[step][taken[step]] = Slot(stream)
             columns[step][2] = int(output.format)
             taken[step] += 1
-            times = boundary + self.order
+            times = self._times(boundary)
             if isinstance(output, MemoryOutput):
-                for byte in range(width):
-                    operands = (Slot(stream, byte), 0)
-                    self.memory.add(self.template, Opcode.WRITE, output.refs, byte, times, 1, operands)
+                operands = {byte: (Slot(stream, byte), 0) for byte in range(width)}
+                self.memory.add(self.template, Opcode.WRITE, output.refs, times, 1, operands)
             else:
                 maps = self.template.stream(False, side, 1, boundary, self.span)
-                read = times - self.chip.mem_read_cycles
-                self.memory.add(self.template, Opcode.READ, output.maps, 0, read, 1, (Slot(maps),))
+                read = self._times(boundary - self.chip.mem_read_cycles)
+                self.memory.add(self.template, Opcode.READ, output.maps, read, 1, {0: (Slot(maps),)})
                 self._indexed(Opcode.SCATTER, output.table, output.vector, width, times, 1, stream, maps)
         return [tuple(column) for column in columns]

@@ -21,6 +21,7 @@ from lpu_jax.lowering.passes.template import (
     Template,
     issues,
     merge_own,
+    spaced,
 )
 from lpu_jax.lowering.tile_ir import MatMulInput, WeightTile
 from lpu_jax.runtime.chip import ChipSpec
@@ -68,10 +69,9 @@ def build_product(memory: MemoryAccess, product: MatMulInput, count: int, acc: i
     chip, planes = memory.chip, _planes(memory.chip, product)
     tiles: list[ProductTile] = []
     for k, weight in enumerate(product.weights):
-        load, cycles = _load(memory, product, weight, planes[0])
+        load, cycles = _load_once(memory, product, weight, planes[0])
         multiply = _multiply(memory, product, k, count, planes[0])
-        if not (merge_own(load) and merge_own(multiply)):
-            raise ScheduleError(f"schedule: the operands of a product of {count} vectors collide with themselves")
+        _merge(multiply, product)
         span = count * _interval(chip, product, weight.num_rows)
         place = weight.storage, weight.first, weight.lane
         tiles.append(ProductTile(place, weight.num_rows, load, cycles, multiply, span))
@@ -79,6 +79,23 @@ def build_product(memory: MemoryAccess, product: MatMulInput, count: int, acc: i
     parts = Flexible("accumulator", False, product.hemisphere, -(-count // size), 0, 0, planes)
     span = (count - 1) * sum_interval(chip, product) + 1
     return Product(product.hemisphere, planes, tuple(tiles), parts, acc, span)
+
+
+def _merge(piece: Template, product: MatMulInput) -> None:
+    """Books the accesses of a piece."""
+    if not merge_own(piece):
+        count = len(product.activations[0])
+        raise ScheduleError(f"schedule: the operands of a product of {count} vectors collide with themselves")
+
+
+def _load_once(memory: MemoryAccess, product: MatMulInput, weight: WeightTile, plane: int) -> tuple[Template, int]:
+    """The load of a tile, which all products with that tile share."""
+    key = (weight.storage, weight.first, weight.num_rows, weight.lane, product.rhs_format, product.hemisphere, plane)
+    found = memory.loads.get(key)
+    if found is None:
+        found = memory.loads[key] = _load(memory, product, weight, plane)
+        _merge(found[0], product)
+    return found
 
 
 def _load(memory: MemoryAccess, product: MatMulInput, weight: WeightTile, plane: int) -> tuple[Template, int]:
@@ -93,20 +110,17 @@ def _load(memory: MemoryAccess, product: MatMulInput, weight: WeightTile, plane:
     padded = cycles * rows_per_cycle
     if not product.rhs_format.is_block:
         padded = min(padded, storage.num_vectors * storage.num_iterations - weight.first)
-    rows = np.arange(padded)
-    vectors = weight.first + rows
+    vectors = weight.first + np.arange(padded)
     if product.rhs_format.is_block:  # tiles begin anywhere; beyond the last word any one of the same slice will do
         vectors = np.where(vectors < storage.num_vectors, vectors, vectors - storage.interleave)
-    times = leave - chip.mem_read_cycles + rows // rows_per_cycle
-    for lane_group in range(rows_per_cycle):
-        mine = rows[lane_group::rows_per_cycle]
-        refs = np.stack([np.full(len(mine), weight.storage), vectors[mine]], axis=1)
-        for byte in range(width):
-            lane = (Slot(streams, lane_group * width + byte),)
-            memory.add(template, Opcode.READ, refs, byte, times[mine], 1, lane)
+    refs = np.stack([np.full(padded, weight.storage), vectors], axis=1)
+    for lane in range(min(rows_per_cycle, padded)):
+        mine = refs[lane::rows_per_cycle]
+        operands = {byte: (Slot(streams, lane * width + byte),) for byte in range(width)}
+        memory.add(template, Opcode.READ, mine, spaced(leave - chip.mem_read_cycles, len(mine)), 1, operands)
     queue = mxm_queue(chip, side, plane, MXM_WEIGHTS)
-    operands = (Slot(streams), weight.lane, rows_per_cycle, int(product.rhs_format))
-    template.rows.append(Row(0, queue, Opcode.LW, operands, cycles))
+    fields = (Slot(streams), weight.lane, rows_per_cycle, int(product.rhs_format))
+    template.rows.append(Row(0, queue, Opcode.LW, fields, cycles))
     template.fixed += issues(chip, queue, 0, cycles, 1)
     return template, cycles
 
@@ -118,9 +132,9 @@ def _multiply(memory: MemoryAccess, product: MatMulInput, k: int, count: int, pl
     interval = _interval(chip, product, weight.num_rows)
     leave = -_distance(chip)
     stream = template.stream(False, side, width, leave, (count - 1) * interval + 1)
-    times = leave - chip.mem_read_cycles + np.arange(count) * interval
-    for byte in range(width):
-        memory.add(template, Opcode.READ, product.activations[k], byte, times, 1, (Slot(stream, byte),))
+    times = spaced(leave - chip.mem_read_cycles, count, interval)
+    lanes = {byte: (Slot(stream, byte),) for byte in range(width)}
+    memory.add(template, Opcode.READ, product.activations[k], times, 1, lanes)
     queue = mxm_queue(chip, side, plane, MXM_ACTIVATIONS)
     rows = (weight.lane, weight.num_rows)
     operands = (Slot(stream), int(product.lhs_format), Slot(ACCUMULATOR), 1, *rows, int(k == 0), 0)
