@@ -31,8 +31,8 @@ from lpu_jax.lowering.passes.schedule import (
     ScheduledOp,
     Tables,
     block_cycles,
-    verify_schedule,
 )
+from lpu_jax.lowering.passes.schedule_checks import verify_schedule
 from lpu_jax.lowering.passes.template import Access, Flexible, Key, stream_direction
 from lpu_jax.runtime.machine import completion_cycles
 

@@ -20,7 +20,8 @@ from lpu_jax.lowering.passes.emit import emit
 from lpu_jax.lowering.passes.filling import RESERVES
 from lpu_jax.lowering.passes.place import AllocatedGraph, place, resident_bytes, verify_allocation
 from lpu_jax.lowering.passes.roll import roll
-from lpu_jax.lowering.passes.schedule import Schedule, schedule, verify_schedule
+from lpu_jax.lowering.passes.schedule import Schedule, schedule
+from lpu_jax.lowering.passes.schedule_checks import verify_schedule
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.passes.tile_storage import BRIMFUL, SPREADS, Spread
 from lpu_jax.lowering.tile_ir import TileGraph

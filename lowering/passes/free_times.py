@@ -2,12 +2,14 @@
 
 The busy cycles of a resource are bits of integers. A booking [time + start, time + end) is in the way at `time` if any
 of the bits start .. end - 1, seen from there, is set: the bits are smeared over the length of the booking, shifted by
-its start, and joined with those of all other bookings. The bits that stay 0 are free times.
+its start, and joined with those of all other bookings. The bits that stay 0 are free times. Most ops book many
+resources for the same cycles: their bits are joined first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lpu_jax.lowering.passes.template import ALTERNATE, Interval, Key
 
@@ -17,8 +19,8 @@ CHUNK = 1 << _SHIFT
 _ALL = (1 << CHUNK) - 1
 _EVEN = _ALL // 3
 """Every second bit, from the first one on."""
-_CHECK = 32
-"""After so many bookings it is asked whether any time is left."""
+_CHECK = 8
+"""After so many groups of bookings it is asked whether any time is left."""
 
 
 class BusyCycles:
@@ -30,27 +32,43 @@ class BusyCycles:
         self.chunks: dict[int, int] = {}
         self.end = -(2**40)  # no later cycle was ever busy
 
-    def book(self, start: int, end: int) -> None:
-        """Marks [start, end) busy."""
-        for number, mask in _masks(start, end):
-            self.chunks[number] = self.chunks.get(number, 0) | mask
-        self.end = max(self.end, end)
 
-    def release(self, start: int, end: int) -> None:
-        """Takes back the booking of [start, end)."""
-        for number, mask in _masks(start, end):
-            self.chunks[number] &= ~mask
+def book(resources: Sequence[BusyCycles], start: int, end: int) -> None:
+    """Marks [start, end) busy."""
+    masks = _masks(start, end)
+    for busy in resources:
+        chunks = busy.chunks
+        for number, mask in masks:
+            chunks[number] = chunks.get(number, 0) | mask
+        if end > busy.end:
+            busy.end = end
 
-    def window(self, start: int, length: int) -> int:
-        """Bits of the cycles from `start` on: at least `length` of them."""
-        number, offset = start >> _SHIFT, start & (CHUNK - 1)
-        bits = self.chunks.get(number, 0) >> offset
-        known = CHUNK - offset
-        while known < length:
-            number += 1
-            bits |= self.chunks.get(number, 0) << known
-            known += CHUNK
-        return bits
+
+def release(resources: Sequence[BusyCycles], start: int, end: int) -> None:
+    """Takes back the booking of [start, end)."""
+    masks = _masks(start, end)
+    for busy in resources:
+        for number, mask in masks:
+            busy.chunks[number] &= ~mask
+
+
+def window(resources: Sequence[BusyCycles], start: int, length: int) -> int:
+    """Bits of the cycles from `start` on in which any resource is busy: at least `length` of them."""
+    number, offset = start >> _SHIFT, start & (CHUNK - 1)
+    bits = _chunk(resources, number) >> offset
+    known = CHUNK - offset
+    while known < length:
+        number += 1
+        bits |= _chunk(resources, number) << known
+        known += CHUNK
+    return bits
+
+
+def _chunk(resources: Sequence[BusyCycles], number: int) -> int:
+    bits = 0
+    for busy in resources:
+        bits |= busy.chunks.get(number, 0)
+    return bits
 
 
 def _masks(start: int, end: int) -> list[tuple[int, int]]:
@@ -73,23 +91,58 @@ def smeared(bits: int, length: int) -> int:
     return bits
 
 
-_Booking = tuple[BusyCycles, int, int]
-"""A resource, and the first cycle and the length of a booking relative to time zero."""
+class Bookings(NamedTuple):
+    """Resources that are booked for the same cycles [start, end) after time zero.
+
+    always: whatever the time is; at_parity: only if the first cycle is even, only if it is odd.
+    """
+
+    start: int
+    end: int
+    always: list[BusyCycles]
+    at_parity: tuple[list[BusyCycles], list[BusyCycles]]
+
+    def at(self, time: int) -> list[BusyCycles]:
+        """All that is booked when time zero is `time`."""
+        more = self.at_parity[(time + self.start) % 2]
+        return self.always + more if more else self.always
+
+
+def grouped(resources_of: Callable[[Key], tuple[BusyCycles, ...]], fixed: Sequence[Interval]) -> list[Bookings]:
+    """The fixed bookings of a template, those of equal cycles together."""
+    found: dict[tuple[int, int], Bookings] = {}
+    for key, start, end in fixed:
+        group = found.get((start, end))
+        if group is None:
+            group = found[start, end] = Bookings(start, end, [], ([], []))
+        if key[-1] == ALTERNATE:
+            even, odd = resources_of(key)
+            group.at_parity[0].append(even)
+            group.at_parity[1].append(odd)
+        else:
+            group.always.extend(resources_of(key))
+    return list(found.values())
+
+
+_Taken = tuple[list[BusyCycles], int, int]
+"""Resources, and the first cycle and the length of their booking relative to time zero."""
 
 
 class FreeTimes:
     """Times from `earliest` on at which bookings meet no busy cycle of their resources."""
 
-    def __init__(
-        self, resources_of: Callable[[Key], tuple[BusyCycles, ...]], fixed: list[Interval], earliest: int
-    ) -> None:
-        self.always: list[_Booking] = []
-        self.at_parity: tuple[list[_Booking], list[_Booking]] = ([], [])  # at even times, at odd ones
-        for key, start, end in fixed:
-            for parity, busy in enumerate(resources_of(key)):
-                if busy.end > earliest + start:  # others are free from `earliest` on
-                    found = self.at_parity[(start + parity) % 2] if key[-1] == ALTERNATE else self.always
-                    found.append((busy, start, end - start))
+    def __init__(self, bookings: Sequence[Bookings], earliest: int) -> None:
+        self.always: list[_Taken] = []
+        self.at_parity: tuple[list[_Taken], list[_Taken]] = ([], [])  # at even times, at odd ones
+        for start, end, always, at_parity in bookings:
+            for resources, found in (
+                (always, self.always),
+                (at_parity[0], self.at_parity[start % 2]),
+                (at_parity[1], self.at_parity[(start + 1) % 2]),
+            ):
+                late = [busy for busy in resources if busy.end > earliest + start] if resources else None
+                if late:  # others are free from `earliest` on
+                    found.append((late, start, end - start))
         self.first = earliest - CHUNK
         self.free = 0  # bit i: first + i is free
 
@@ -113,10 +166,10 @@ class FreeTimes:
         self.first, self.free = first, _ALL & ~taken
 
 
-def _taken(bookings: list[_Booking], first: int, taken: int) -> int:
+def _taken(bookings: list[_Taken], first: int, taken: int) -> int:
     """Adds to `taken` the times first + i at which a booking is in the way; ends early when no time is left."""
-    for number, (busy, start, length) in enumerate(bookings):
-        bits = busy.window(first + start, CHUNK + length - 1)
+    for number, (resources, start, length) in enumerate(bookings):
+        bits = window(resources, first + start, CHUNK + length - 1)
         taken |= smeared(bits, length) if length > 1 else bits
         if number % _CHECK == 0 and taken & _ALL == _ALL:
             break

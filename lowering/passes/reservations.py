@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lpu_jax.lowering.passes.free_times import BusyCycles, FreeTimes
+from lpu_jax.lowering.passes.free_times import Bookings, BusyCycles, FreeTimes, book, grouped, release
 from lpu_jax.lowering.passes.reservation_table import Table, table_keys
-from lpu_jax.lowering.passes.template import ALTERNATE, Flexible, Key, Template, stream_direction
+from lpu_jax.lowering.passes.template import Flexible, Interval, Key, Template, stream_direction
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.errors import ChipLimitError
 from lpu_jax.runtime.isa import sxm_queue
@@ -66,6 +66,7 @@ class Tables:
         self.tables: dict[Key, Table] = {}
         self.fixed: dict[Key, BusyCycles] = {}
         self.homes: dict[Key, tuple[BusyCycles, ...]] = {}
+        self.bookings: dict[int, tuple[list[Interval], list[Bookings]]] = {}
         self.pools: dict[tuple[object, ...], dict[int, list[Table]]] = {}
 
     def of(self, key: Key) -> tuple[BusyCycles, ...]:
@@ -74,6 +75,14 @@ class Tables:
         if found is None:
             found = self.homes[key] = tuple(self.fixed.setdefault(k, BusyCycles()) for k in table_keys(key))
         return found
+
+    def fixed_of(self, template: Template) -> list[Bookings]:
+        """The fixed bookings of a template with the busy cycles that they meet; known by the list of them, which
+        variants of a template share."""
+        found = self.bookings.get(id(template.fixed))
+        if found is None:  # the list is kept, so that its id stays its own
+            found = self.bookings[id(template.fixed)] = template.fixed, grouped(self.of, template.fixed)
+        return found[1]
 
     def __getitem__(self, key: Key) -> Table:
         table = self.tables.get(key)
@@ -121,7 +130,7 @@ class Tables:
 
     def fit(self, template: Template, earliest: int) -> tuple[int, tuple[int, ...]]:
         """Earliest time zero >= earliest at which a template fits, with the choices made."""
-        free = FreeTimes(self.of, template.fixed, earliest)
+        free = FreeTimes(self.fixed_of(template), earliest)
         pools = [self.choices(item) for item in template.flexible]
         time, tries = free.next(earliest), 0
         while True:
@@ -163,24 +172,21 @@ class Tables:
                 return None, time + (wait or 1)
         return tuple(chosen), time
 
-    def _spans(
-        self, template: Template, time: int, chosen: tuple[int, ...]
-    ) -> Iterator[tuple[Table | BusyCycles, int, int]]:
-        for key, start, end in template.fixed:
-            first, stop = time + start, time + end
-            resources = self.of(key)
-            for busy in resources if key[-1] != ALTERNATE else (resources[first % 2],):
-                yield busy, first, stop
+    def _chosen(self, template: Template, time: int, chosen: tuple[int, ...]) -> Iterator[tuple[Table, int, int]]:
         for item, choice in zip(template.flexible, chosen, strict=True):
             for table in self.choices(item)[choice]:
                 yield table, time + item.start, time + item.end
 
     def book(self, template: Template, time: int, chosen: tuple[int, ...]) -> None:
         """Books a template at a time zero."""
-        for table, start, end in self._spans(template, time, chosen):
+        for bookings in self.fixed_of(template):
+            book(bookings.at(time), time + bookings.start, time + bookings.end)
+        for table, start, end in self._chosen(template, time, chosen):
             table.book(start, end)
 
     def release(self, template: Template, time: int, chosen: tuple[int, ...]) -> None:
         """Takes back the bookings of a template."""
-        for table, start, end in self._spans(template, time, chosen):
+        for bookings in self.fixed_of(template):
+            release(bookings.at(time), time + bookings.start, time + bookings.end)
+        for table, start, end in self._chosen(template, time, chosen):
             table.release(start, end)

@@ -17,10 +17,9 @@ import numpy as np
 
 from lpu_jax.lowering.passes.memory_access import MemoryAccess
 from lpu_jax.lowering.passes.place import AllocatedGraph, op_reads, op_writes
-from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.schedule_product import MAX_GAP, Placement, Planes, ProductPlacer
-from lpu_jax.lowering.passes.template import Key, Product, Template
+from lpu_jax.lowering.passes.template import Access, Product, Template
 from lpu_jax.lowering.passes.template_chain import chain_template
 from lpu_jax.lowering.passes.template_permute import sxm_template
 from lpu_jax.lowering.passes.tile_close import select_vectors
@@ -43,6 +42,7 @@ LATER = 128
 """Sums are read after the products that are this much less urgent: results find gaps between loads, while a load does
 not find a gap between results. Only long runs of sums are read at once, as they empty the accumulators."""
 NOW = 2**40
+"""More cycles than any block takes."""
 MAX_RUN = 32
 """An op of at least twice as many vectors is scheduled in equal parts of so many or a few more."""
 
@@ -149,44 +149,51 @@ def _priorities(before: list[set[int]], lengths: list[int]) -> list[int]:
 
 
 class _Vectors:
-    """Per storage and vector: cycle from which it can be read, and cycle of its last read."""
+    """Per storage and vector: cycle from which it can be read, and cycle of its last read.
 
-    def __init__(self, allocated: AllocatedGraph) -> None:
+    Only storages that the block writes, and those whose addresses they take over, have to be known.
+    """
+
+    def __init__(self, allocated: AllocatedGraph, ops: Sequence[TileOp]) -> None:
         self.allocated = allocated
+        written = {storage for op in ops for storage in op_writes(op)}
+        self.known = written | {other for storage in written for other in allocated.reuses[storage]}
         self.ready: dict[int, np.ndarray] = {}
         self.last_read: dict[int, np.ndarray] = {}
-
-    def _of(self, table: dict[int, np.ndarray], storage: int) -> np.ndarray:
-        if storage not in table:
-            home = self.allocated.tiles.storages[storage]
-            table[storage] = np.full(home.num_vectors * home.num_iterations, -(2**40), np.int64)
-        return table[storage]
+        self.last: dict[int, int] = {}  # cycle from which all of a storage can be read, or of its last read
 
     def earliest(self, template: Template) -> int:
         """Smallest time zero at which every operand is ready and nothing still needed is overwritten."""
         time = -template.first_cycle()
         for access in template.reads:
-            ready = self._of(self.ready, access.storage)[access.vectors]
-            time = max(time, int((ready - access.cycles).max()))
+            ready = self.ready.get(access.storage)
+            if ready is not None:
+                time = max(time, int((ready[access.vectors] - access.cycles).max()))
         for access in template.writes:
-            read = self._of(self.last_read, access.storage)[access.vectors]
-            ready = self._of(self.ready, access.storage)[access.vectors]
-            time = max(time, int((np.maximum(read + 1, ready) - access.cycles).max()))
-            for other in self.allocated.reuses[access.storage]:
-                last = max(
-                    int(self.last_read[other].max()) if other in self.last_read else -(2**40),
-                    int(self.ready[other].max()) if other in self.ready else -(2**40),
-                )
+            for table, later in ((self.last_read, 1), (self.ready, 0)):
+                cycles = table.get(access.storage)
+                if cycles is not None:
+                    time = max(time, int((cycles[access.vectors] - access.cycles).max()) + later)
+            last = max((self.last.get(other, -NOW) for other in self.allocated.reuses[access.storage]), default=-NOW)
+            if last > -NOW:
                 time = max(time, last + 1 - int(access.cycles.min()))
         return time
 
     def commit(self, template: Template, time: int, write_cycles: int) -> None:
         """Records the accesses of a scheduled op."""
         for access in template.reads:
-            np.maximum.at(self._of(self.last_read, access.storage), access.vectors, access.cycles + time)
+            if access.storage in self.known:
+                self._record(self.last_read, access, time)
         for access in template.writes:
-            table = self._of(self.ready, access.storage)
-            np.maximum.at(table, access.vectors, access.cycles + time + write_cycles)
+            self._record(self.ready, access, time + write_cycles)
+
+    def _record(self, table: dict[int, np.ndarray], access: Access, time: int) -> None:
+        if access.storage not in table:
+            home = self.allocated.tiles.storages[access.storage]
+            table[access.storage] = np.full(home.num_vectors * home.num_iterations, -NOW, np.int64)
+        cycles = access.cycles + time
+        np.maximum.at(table[access.storage], access.vectors, cycles)
+        self.last[access.storage] = max(self.last.get(access.storage, -NOW), int(cycles.max()))
 
 
 def _cut(op: TileOp) -> list[TileOp]:
@@ -275,7 +282,7 @@ class _Scheduler:
 
     def __init__(self, allocated: AllocatedGraph, work: _Work, path: Sequence[float]) -> None:
         self.chip, self.ops, self.templates, self.path = allocated.tiles.chip, work.ops, work.templates, path
-        self.tables, self.vectors = Tables(self.chip), _Vectors(allocated)
+        self.tables, self.vectors = Tables(self.chip), _Vectors(allocated, work.ops)
         self.placer = ProductPlacer(self.chip, self.tables, self.vectors.earliest)
         self.placed: list[ScheduledOp | None] = [None] * len(work.templates)
         self.ready: list[tuple[float, int, int]] = []
@@ -361,25 +368,3 @@ class _Scheduler:
 def block_cycles(chip: ChipSpec, ops: list[ScheduledOp]) -> int:
     """Cycles until every write of a block is done; the next block (or iteration) starts then."""
     return max((op.time_zero + op.template.last_cycle() for op in ops), default=0) + chip.mem_write_cycles
-
-
-def verify_schedule(plan: Schedule) -> None:
-    """Re-derives all bookings: no resource is used twice in a cycle, no operand is read before it is written."""
-    chip = plan.allocated.tiles.chip
-    for block in plan.blocks:
-        spans: dict[Key, list[tuple[float, int]]] = {}
-        tables = Tables(chip)
-        for op in block.ops:
-            for key, start, end in op.template.fixed:
-                for booked in booked_keys(key, op.time_zero + start):
-                    spans.setdefault(booked, []).append((op.time_zero + start, op.time_zero + end))
-            for item, choice in zip(op.template.flexible, op.chosen, strict=True):
-                keys = next(keys for option, keys in tables.pool(item) if option == choice)
-                for key in keys:
-                    spans.setdefault(key, []).append((op.time_zero + item.start, op.time_zero + item.end))
-        for key, intervals in spans.items():
-            intervals.sort()
-            for span, following in itertools.pairwise(intervals):
-                if following[0] < span[1]:
-                    when = f"from {span[0]} to {span[1]} and at {following[0]}"
-                    raise ScheduleError(f"schedule: {key} booked twice, {when}")

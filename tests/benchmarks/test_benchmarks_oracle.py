@@ -13,7 +13,8 @@ from programs import Shape, random_arguments
 
 import lpu_jax
 from lpu_jax.lowering.passes.emit import emit
-from lpu_jax.lowering.passes.schedule import Schedule, verify_schedule
+from lpu_jax.lowering.passes.schedule import Schedule
+from lpu_jax.lowering.passes.schedule_checks import verify_schedule
 
 
 def compiled(rows=3):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from lpu_jax.lowering.ir import GraphBuilder
-from lpu_jax.lowering.passes.schedule import verify_schedule
+from lpu_jax.lowering.passes.schedule_checks import verify_schedule
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.runtime import vxm
 from lpu_jax.runtime.exact_dot import exact_dot

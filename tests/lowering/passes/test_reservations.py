@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpu_jax.chips import tiny
-from lpu_jax.lowering.passes.free_times import CHUNK, BusyCycles, FreeTimes
+from lpu_jax.lowering.passes.free_times import CHUNK, BusyCycles, FreeTimes, book, release, window
 from lpu_jax.lowering.passes.reservation_table import booked_keys
 from lpu_jax.lowering.passes.reservations import Tables
 from lpu_jax.lowering.passes.template import ALTERNATE, Accesses, Run, Template, merge_own
@@ -104,7 +104,7 @@ def test_free_times_are_those_of_a_search_cycle_by_cycle(longest, cases):
             (("R", int(r), *([ALTERNATE] if r else [])), int(s), int(s + n))
             for r, s, n in zip(rng.integers(0, 3, 3), rng.integers(0, 9, 3), rng.integers(1, 4, 3), strict=True)
         ]
-        free, time = FreeTimes(tables.of, fixed, 7), 7
+        free, time = FreeTimes(tables.fixed_of(Template(fixed=fixed)), 7), 7
         for step in rng.integers(0, longest, 4).tolist():
             expected = first_free(busy, fixed, time + step)
             time = free.next(time + step)
@@ -115,10 +115,10 @@ def test_released_cycles_are_free_again():
     busy = BusyCycles()
     spans = [(0, 1), (5, CHUNK), (CHUNK, 2 * CHUNK + 7), (4 * CHUNK - 1, 4 * CHUNK + 1)]
     for span in spans:
-        busy.book(*span)
+        book([busy], *span)
     length = 5 * CHUNK
-    assert busy.window(0, length) == sum((1 << stop) - (1 << start) for start, stop in spans)
-    assert busy.window(17, length) == busy.window(0, length) >> 17
+    assert window([busy], 0, length) == sum((1 << stop) - (1 << start) for start, stop in spans)
+    assert window([busy], 17, length) == window([busy], 0, length) >> 17
     for span in spans:
-        busy.release(*span)
-    assert busy.window(0, length) == 0
+        release([busy], *span)
+    assert window([busy], 0, length) == 0

@@ -9,7 +9,8 @@ from helpers import Sketch, assert_agrees
 from lpu_jax.chips import groqchip1, tiny
 from lpu_jax.lowering.passes import schedule as passes
 from lpu_jax.lowering.passes.place import place
-from lpu_jax.lowering.passes.schedule import schedule, verify_schedule
+from lpu_jax.lowering.passes.schedule import schedule
+from lpu_jax.lowering.passes.schedule_checks import verify_schedule
 from lpu_jax.lowering.passes.tile import tile
 from lpu_jax.lowering.pipeline import compile_graph
 from lpu_jax.lowering.tile_ir import MemoryInput
