@@ -101,7 +101,8 @@ def _summed(found: tuple[list[_Pairs], list[_Pairs]], count: int) -> Contention:
         apart = a != b
         a, b, cycles = a[apart], b[apart], cycles[apart]
         kinds.append((np.concatenate([a * count + b, b * count + a]), np.concatenate([cycles, cycles])))
-    keys = np.unique(np.concatenate([key for key, _ in kinds]))
+    keys = np.sort(np.concatenate([key for key, _ in kinds]))
+    keys = keys[np.diff(keys, prepend=-1) != 0]
     costs = np.zeros((len(kinds), len(keys)), np.int64)
     for cost, (key, cycles) in zip(costs, kinds, strict=True):
         np.add.at(cost, np.searchsorted(keys, key), cycles)
@@ -219,5 +220,7 @@ def _words(refs: IntArray) -> dict[int, int]:
     ids = refs[:, 0]
     if (ids == ids[:1]).all():
         return dict.fromkeys(ids[:1].tolist(), len(ids))
-    storages, counts = np.unique(ids, return_counts=True)
-    return dict(zip(storages.tolist(), counts.tolist(), strict=True))
+    first = int(ids.min())
+    counts = np.bincount(ids - first)
+    storages = np.flatnonzero(counts)
+    return dict(zip((storages + first).tolist(), counts[storages].tolist(), strict=True))

@@ -17,30 +17,31 @@ from lpu_jax.lowering.tile_ir import (
     TileGraph,
     TileOp,
     TransposeOp,
+    storages_of,
 )
 from lpu_jax.runtime.errors import ScheduleError
 
 
 def verify_tiles(tiles: TileGraph) -> None:
     """Checks that refs are in range and that vectors are written before they are read; raises ScheduleError."""
-    written = [np.full(s.num_vectors * s.num_iterations, s.resident) for s in tiles.storages]
-    sizes = np.array([len(vectors) for vectors in written])
+    sizes = np.array([s.num_vectors * s.num_iterations for s in tiles.storages], np.int64)
+    starts = np.cumsum(sizes) - sizes
+    written = np.repeat([s.resident for s in tiles.storages], sizes)
     for block in tiles.blocks:
         for op in block.ops:
             for refs in _reads(tiles, op):
                 _check_range(sizes, refs, op)
-                for storage in np.unique(refs[:, 0]).tolist():
-                    vectors = refs[refs[:, 0] == storage, 1]
-                    if not written[storage][vectors].all():
-                        raise ScheduleError(f"tile: storage {storage} is read before it is written {op.source}")
+                known = written[starts[refs[:, 0]] + refs[:, 1]]
+                if not known.all():
+                    storage = refs[known.argmin(), 0]
+                    raise ScheduleError(f"tile: storage {storage} is read before it is written {op.source}")
             for refs in _writes(tiles, op):
                 _check_range(sizes, refs, op)
-                for storage in np.unique(refs[:, 0]).tolist():
-                    written[storage][refs[refs[:, 0] == storage, 1]] = True
+                written[starts[refs[:, 0]] + refs[:, 1]] = True
             _check_steps(op)
             _check_sxm(tiles, op)
         for storage in block.looped:
-            parts = written[storage].reshape(block.num_iterations, -1)
+            parts = written[starts[storage] :][: sizes[storage]].reshape(block.num_iterations, -1)
             parts |= parts[:1]
 
 
@@ -94,16 +95,16 @@ def _check_sxm(tiles: TileGraph, op: TileOp) -> None:
     if isinstance(op, ChainOp):
         return
     for refs in _reads(tiles, op) + _writes(tiles, op):
-        if any(tiles.storages[s].hemisphere is not op.hemisphere for s in np.unique(refs[:, 0]).tolist()):
+        if any(tiles.storages[s].hemisphere is not op.hemisphere for s in storages_of(refs)):
             raise ScheduleError(f"tile: an SXM op of {op.hemisphere.name} meets the other hemisphere {op.source}")
     if isinstance(op, PermuteOp):
         width = 2 if op.unit is SxmUnit.PERMUTER else 1
-        if any(tiles.storages[s].format.num_bytes != width for s in np.unique(op.maps[:, 0]).tolist()):
+        if any(tiles.storages[s].format.num_bytes != width for s in storages_of(op.maps)):
             raise ScheduleError(f"tile: {op.unit.value} reads maps of {width} bytes {op.source}")
         return
     for refs in (op.source_refs, op.targets):
         groups = refs.reshape(-1, GROUP, 2) if len(refs) % GROUP == 0 else refs[:0].reshape(0, 1, 2)
-        skewed = all(tiles.storages[s].skewed for s in np.unique(refs[:, 0]).tolist())
+        skewed = all(tiles.storages[s].skewed for s in storages_of(refs))
         in_order = (groups[:, :, 0] == groups[:, :1, 0]).all() and (np.diff(groups[:, :, 1], axis=1) == 1).all()
         if len(groups) * GROUP != len(refs) or not skewed or not in_order or (groups[:, 0, 1] % GROUP).any():
             raise ScheduleError(f"tile: a transposer takes aligned groups of {GROUP} skewed vectors {op.source}")

@@ -20,6 +20,7 @@ from lpu_jax.lowering.tile_ir import (
     Step,
     StepOperand,
     StepRef,
+    storages_of,
 )
 from lpu_jax.runtime.chip import ChipSpec, Direction, Hemisphere, inward, outward
 from lpu_jax.runtime.errors import ChipLimitError, ScheduleError
@@ -79,7 +80,7 @@ def _crowded(memory: MemoryAccess, op: ChainOp) -> tuple[int, ...]:
     for index, item in enumerate(op.inputs):
         if not isinstance(item, MemoryInput):
             continue
-        homes = [memory.home(int(storage)) for storage in np.unique(item.refs[:, 0])]
+        homes = [memory.home(storage) for storage in storages_of(item.refs)]
         slices = {(storage.hemisphere, s) for storage, place in homes for s in place.slices}
         if slices & used:
             crowded.append(index)

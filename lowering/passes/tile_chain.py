@@ -9,7 +9,7 @@ import numpy as np
 
 from lpu_jax.lowering.emit import NARROW_FLOATS
 from lpu_jax.lowering.passes.tile_windows import Windows
-from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef
+from lpu_jax.lowering.tile_ir import InputRef, IntArray, Step, StepOperand, StepRef, storages_of
 from lpu_jax.runtime.chip import ChipSpec
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import Immediate
@@ -86,7 +86,7 @@ class OpenChain:
         if self.product is not None:
             weights = [place for place in (self.product.rhs, *self.product.mirrors) if place is not None]
             refs += [place.reshape(-1, 2) for place in (*self.product.lhs.refs, *weights)]
-        return {int(s) for place in refs for s in np.unique(place[:, 0])}
+        return {s for place in refs for s in storages_of(place)}
 
     def add_input(self, value: int, refs: IntArray, data_format: DataFormat) -> InputRef:
         """The operand that reads a value from memory (once per chain)."""

@@ -26,6 +26,7 @@ from lpu_jax.lowering.tile_ir import (
     TileOp,
     TransposeOp,
     View,
+    storages_of,
 )
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
@@ -126,10 +127,12 @@ def side_by_side(op: ChainOp, vectors: np.ndarray, num_lanes: int, shared: Seque
 def _shared_inputs(op: ChainOp, vectors: np.ndarray) -> list[int]:
     """Inputs of so few distinct vectors that parts of a chain had better have them for themselves: scales, biases."""
     most = min(_MAX_SHARED, len(vectors) // _MIN_REUSE)
+    if not most:
+        return []
     return [
         index
         for index, item in enumerate(op.inputs)
-        if isinstance(item, MemoryInput) and len(np.unique(item.refs[vectors], axis=0)) <= most
+        if isinstance(item, MemoryInput) and len(set(map(tuple, item.refs[vectors].tolist()))) <= most
     ]
 
 
@@ -198,7 +201,7 @@ def _segments(builder: StorageBuilder, op: ChainOp) -> list[np.ndarray]:
 
 
 def _is_skewed(builder: StorageBuilder, item: MemoryInput) -> bool:
-    return any(builder.storages[int(s)].skewed for s in np.unique(item.refs[:, 0]))
+    return any(builder.storages[s].skewed for s in storages_of(item.refs))
 
 
 def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp], ChainOp]:
@@ -212,12 +215,12 @@ def _part_storages(builder: StorageBuilder, op: ChainOp) -> tuple[list[ChainOp],
     for index, item in enumerate(op.inputs):
         if not isinstance(item, MemoryInput):
             continue
-        own = {int(s) for s in np.unique(item.refs[:, 0]) if not builder.storages[int(s)].skewed}
+        own = {s for s in storages_of(item.refs) if not builder.storages[s].skewed}
         if own & seen:
             more, refs = _copied(builder, item, builder.next_hemisphere(), (op.source, op.name))
             copies += more
             inputs[index] = MemoryInput(refs, item.format)
-            own = set(np.unique(refs[:, 0]).tolist())
+            own = set(storages_of(refs))
         seen |= own
     return copies, dataclasses.replace(op, inputs=tuple(inputs))
 

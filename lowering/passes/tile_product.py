@@ -25,6 +25,7 @@ from lpu_jax.lowering.tile_ir import (
     StepRef,
     View,
     WeightTile,
+    storages_of,
 )
 from lpu_jax.runtime.chip import Hemisphere
 from lpu_jax.runtime.isa import DataFormat
@@ -95,7 +96,7 @@ def close_chain(builder: StorageBuilder, chain: OpenChain, results: Sequence[Res
 
 def _storage_order(builder: StorageBuilder, refs: IntArray) -> IntArray:
     """The vectors of a chain storage by storage, so that each of its ports is in use once only."""
-    homes = [builder.storages[s] for s in np.unique(refs[:, 0]).tolist()]
+    homes = [builder.storages[s] for s in storages_of(refs)]
     if len(homes) == 1 or any(home.interleave > 1 for home in homes):
         return np.arange(len(refs))
     return np.lexsort((refs[:, 1], refs[:, 0]))

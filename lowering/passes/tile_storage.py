@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lpu_jax.lowering.tile_bindings import storages_of
 from lpu_jax.lowering.tile_ir import IntArray, Storage, SxmUnit, View, num_rows, num_tiles, num_view_vectors, pack
 from lpu_jax.runtime.chip import ChipSpec, Hemisphere
 from lpu_jax.runtime.isa import DataFormat
@@ -279,16 +280,17 @@ class StorageBuilder:
 
     def mirrored(self, refs: IntArray) -> IntArray | None:
         """The same vectors in the other hemisphere, None if one of them lies in one hemisphere only."""
-        others = {int(s): self._mirrors.get(int(s), -1) for s in np.unique(refs[:, 0])}
+        others = {s: self._mirrors.get(s, -1) for s in storages_of(refs)}
         if -1 in others.values():
             return None
         return np.stack([np.array([others[s] for s in refs[:, 0].tolist()], np.int64), refs[:, 1]], axis=1)
 
     def sides(self, refs: IntArray) -> IntArray:
         """Hemisphere of every ref."""
-        storages, inverse = np.unique(refs[:, 0], return_inverse=True)
-        homes = np.array([int(self.storages[s].hemisphere) for s in storages.tolist()], np.int64)
-        return np.asarray(homes[inverse.reshape(-1)], np.int64)
+        storages = storages_of(refs)
+        homes = np.zeros(storages[-1] + 1 if storages else 0, np.int64)
+        homes[storages] = [int(self.storages[s].hemisphere) for s in storages]
+        return np.asarray(homes[refs[:, 0]], np.int64)
 
     def _home(self, piece: int, columns: int, count: int) -> Hemisphere:
         """Alternates between pieces; the tiles of a row stay together where there are many rows."""
@@ -421,7 +423,7 @@ class StorageBuilder:
             for view in views:
                 self.constants.append((pack(stored, splat, self.chip.num_lanes), view.refs))
                 if not stored.tobytes().strip(b"\0"):
-                    self.zero_storages.update(np.unique(view.refs[:, 0]).tolist())
+                    self.zero_storages.update(storages_of(view.refs))
             self._constant_views[key] = views  # type: ignore[assignment]
         return self._constant_views[key]  # type: ignore[return-value]
 
