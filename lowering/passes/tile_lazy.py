@@ -145,14 +145,18 @@ def _grid(tiler: Tiler, codes: IntArray, aval: Aval, splat: bool) -> IntArray:
     Vectors that spread one element hold it behind the last axis, too, so that they are equal in every tile.
     """
     grid = vector_grid(codes, splat, tiler.chip.num_lanes)
-    first = grid[:, :1]
-    uniform = (first[:, 0] >= 0) & ((grid == first) | (grid == UNUSED)).all(axis=1)
-    spread_rows = np.asarray(uniform & ~whole_vectors(grid)[0])
-    grid = np.where(spread_rows[:, None], first, grid)
-    empty = np.asarray((grid < 0).all(axis=1))
-    if empty.any():
-        zero = refs_codes(tiler.builder.zero(aval.dtype)[None]) + ANY_LANE
-        grid = np.where(empty[:, None], zero, grid)
+    first, middle = grid[:, 0], grid[:, grid.shape[1] // 2]
+    spread = np.flatnonzero((first >= 0) & ((middle == first) | (middle == UNUSED)))
+    codes = grid[spread]
+    spread = spread[((codes == codes[:, :1]) | (codes == UNUSED)).all(axis=1)]
+    spread = spread[~whole_vectors(grid[spread])[0]]
+    empty = np.flatnonzero((first < 0) & (middle < 0))
+    empty = empty[(grid[empty] < 0).all(axis=1)]
+    if len(spread) or len(empty):
+        grid = grid.copy()
+        grid[spread] = first[spread, None]
+    if len(empty):
+        grid[empty] = refs_codes(tiler.builder.zero(aval.dtype)[None]) + ANY_LANE
     return grid
 
 

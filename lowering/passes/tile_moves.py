@@ -124,14 +124,21 @@ def vector_grid(codes: IntArray, splat: bool, lanes: int) -> IntArray:
     return grid.reshape(-1, lanes)
 
 
+_ROWS = 256
+"""Vectors that are compared at once, so that they stay in the cache."""
+
+
 def whole_vectors(grid: IntArray) -> tuple[np.ndarray, IntArray]:
     """(which result vectors are one source vector with no lane moved, refs [n, 2] of those)."""
-    first = grid.max(axis=1, keepdims=True)
-    lanes = code_lanes(grid)
-    stays = (lanes == np.arange(grid.shape[1])) | (lanes == ANY_LANE)
-    same = (grid >> _LANE_BITS == first >> _LANE_BITS) & stays & (grid >= 0)
-    whole = (same | (grid == UNUSED)).all(axis=1) & (first[:, 0] >= 0)
-    return whole, code_refs(np.where(whole, first[:, 0], 0))
+    first = grid.max(axis=1, initial=UNUSED)
+    vector = (first - code_lanes(first))[:, None]
+    lanes, whole = np.arange(grid.shape[1]), first >= 0
+    for start in range(0, len(grid), _ROWS):
+        rows = slice(start, start + _ROWS)
+        codes = grid[rows]
+        stays = (codes - vector[rows] == lanes) | (codes == vector[rows] + ANY_LANE) | (codes == UNUSED)
+        whole[rows] &= stays.all(axis=1)
+    return whole, code_refs(np.where(whole, first, 0))
 
 
 def distinct_rows(grid: IntArray) -> tuple[np.ndarray, np.ndarray]:
