@@ -5,25 +5,22 @@ multiplies panels of K in float64 and adds them as pairs (hi, lo); with u = 2^-5
 
   E[m, n] = sum_p width_p * u * |lhs[m, p]| * |rhs[p, n]|     (norms; in any order, with or without FMA)
 
-and a panel has none where |lhs[m, p]| * |rhs[p, n]| <= 2^53 * q[m, p] * q[p, n], q the lowest bit in use. Where
-hi + lo - E and hi + lo + E round to the same float32, that is the result. Level 2 computes the others by digits, some
-at a time.
+and a panel has none where |lhs[m, p]| * |rhs[p, n]| <= 2^53 * q[m, p] * q[p, n], q the lowest bit in use. What that
+does not make certain is summed again, some at a time (runtime/certificate.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from lpu_jax.runtime.casts import bits_of
-from lpu_jax.runtime.digits import UNIT_EXPONENT, finite_dot, unit_bits, widen
+from lpu_jax.runtime.certificate import MARGIN, UNCERTAIN, Statistics, add_panels, repaired, rounded, short_sums
+from lpu_jax.runtime.digits import UNIT_EXPONENT, unit_bits, widen
 from lpu_jax.runtime.formats import element_dtype
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.numerics import CANONICAL_NAN, Array
@@ -31,21 +28,7 @@ from lpu_jax.runtime.numerics import CANONICAL_NAN, Array
 PANEL_WIDTH = 512
 _MAX_PANELS = 16
 _INT8_PANEL = 1024  # 2^14 * 1024 = 2^24: float32 sums of products of int8 are exact
-_CHUNK = 32
 _BLOCK_COLUMNS = 512
-_MARGIN = 1 + 2.0**-30  # for the roundings of norms and bounds
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["norm", "lowest"], meta_fields=[])
-@dataclasses.dataclass(frozen=True, eq=False)
-class Statistics:
-    """Of rows or columns, per panel: norms and lowest bits in use, float64 [panels, rows or columns].
-
-    The lowest bit is infinite for zeros and 0 (nothing is known) beside fp32 subnormals.
-    """
-
-    norm: Array
-    lowest: Array
 
 
 def panels(size: int, width: int = PANEL_WIDTH) -> list[slice]:
@@ -77,18 +60,34 @@ def lowest_bit(x: Array, kind: DataFormat) -> Array:
     return jnp.where(single == 0, np.float32(np.inf), lowest)
 
 
-def statistics(x: Array, kind: DataFormat, axis: int, cuts: list[slice]) -> Statistics:
-    """Statistics of a widened matrix whose axis `axis` is contracted over."""
+def statistics(x: Array, kind: DataFormat, axis: int, cuts: list[slice], is_tight: bool = False) -> Statistics:
+    """Statistics of a widened array whose axis `axis` is contracted over.
+
+    Significands of float16 count as whole: that takes less time and is right for most sums. is_tight: they do not.
+    """
     norms, lowest = [], []
     for cut in cuts:
-        panel = x[cut] if axis == 0 else x[:, cut]
-        if kind is DataFormat.FP32:
-            wide = to_float64(panel, kind)
-            norms.append(jnp.sqrt(jnp.sum(wide * wide, axis=axis)) * _MARGIN)
+        panel = lax.slice_in_dim(x, cut.start, cut.stop, axis=axis) if len(cuts) > 1 else x
+        norms.append(_norm(panel, kind, axis))
+        if kind is DataFormat.FP16 and not is_tight:
+            lowest.append(_lowest_of_whole(panel, axis))
         else:
-            norms.append(_short_norm(panel, axis))
-        lowest.append(jnp.min(lowest_bit(panel, kind), axis=axis).astype(np.float64))
+            lowest.append(jnp.min(lowest_bit(panel, kind), axis=axis).astype(np.float64))
     return Statistics(jnp.stack(norms), jnp.stack(lowest))
+
+
+def _norm(x: Array, kind: DataFormat, axis: int) -> Array:
+    """Products multiply the same float64 values, so that XLA need not convert them again."""
+    wide = to_float64(x, kind)
+    return jnp.sqrt(jnp.sum(wide * wide, axis=axis)) * MARGIN
+
+
+def _lowest_of_whole(x: Array, axis: int) -> Array:
+    """Weight of the last place of the smallest nonzero float16."""
+    magnitude = lax.bitcast_convert_type(x, np.int16) & np.int16(0x7FFF)
+    smallest = jnp.min(jnp.where(magnitude == 0, np.int16(0x7FFF), magnitude), axis=axis).astype(np.int32)
+    exponent = jnp.maximum(smallest >> 10, 1) - 25
+    return lax.bitcast_convert_type((exponent + 127) << 23, np.float32).astype(np.float64)
 
 
 def _short_norm(x: Array, axis: int) -> Array:
@@ -130,17 +129,19 @@ def certified_dot(
     cuts = panels(lhs.shape[1], panel_width)
 
     def by_float64() -> Array:
-        rows = statistics(left, lhs_kind, 1, cuts)
+        rows = statistics(left, lhs_kind, 1, cuts, True)
         wide = [to_float64(left[:, cut], lhs_kind) for cut in cuts]
 
-        def block(columns_of_rhs: Array) -> Array:
-            columns = statistics(columns_of_rhs, rhs_kind, 0, cuts)
-            parts = [
-                matmul(x, to_float64(columns_of_rhs[cut], rhs_kind), np.float64)
-                for x, cut in zip(wide, cuts, strict=True)
-            ]
-            result, is_certain = certify(*add_panels(parts), rows, columns, cuts)
-            return repair(result, is_certain, lambda row: left[row], columns_of_rhs, lhs_kind, rhs_kind)
+        def block(part: Array) -> Array:
+            columns = statistics(part, rhs_kind, 0, cuts, True)
+            pairs = zip(wide, cuts, strict=True)
+            hi, lo = add_panels([matmul(x, to_float64(part[cut], rhs_kind), np.float64) for x, cut in pairs])
+
+            def factors(row: Array, column: Array) -> tuple[Array, Array]:
+                return left[row], jnp.take(part, column, axis=1, mode="clip").T
+
+            bits = rounded(hi, lo, rows, columns, cuts[0].stop)
+            return repaired(bits, None, factors, (lhs_kind, rhs_kind))
 
         return _block_by_block(block, right)
 
@@ -228,7 +229,7 @@ def _is_short(rows: Statistics, columns: Statistics) -> Array:
 
 def _length(side: Statistics) -> Array:
     """Norm over all panels."""
-    return jnp.sqrt(jnp.sum(side.norm * side.norm, axis=0)) * _MARGIN
+    return jnp.sqrt(jnp.sum(side.norm * side.norm, axis=0)) * MARGIN
 
 
 def _bf16_dot(lhs_panels: list[Array], rhs: Array, cuts: list[slice]) -> Array:
@@ -240,28 +241,24 @@ def _bf16_dot(lhs_panels: list[Array], rhs: Array, cuts: list[slice]) -> Array:
     return canonical(total.astype(np.float32))
 
 
-def add_panels(parts: Sequence[Array]) -> tuple[Array, Array]:
-    """(hi, lo): the float64 sum of panels and what it lost, together nearly exact."""
-    hi, lo = parts[0], jnp.zeros_like(parts[0])
-    for part in parts[1:]:
-        hi, error = two_sum(hi, part)
-        lo = lo + error
-    return hi, lo
-
-
-def tried_in_float64(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-    """float32 results of float16 [..., M, K] x [..., K, N] in one float64 product, and whether all are certain."""
+def products_in_float64(lhs: Array, rhs: Array) -> Array:
+    """exact_dot of float16 [..., M, K] x [..., K, N] in one float64 product."""
+    batch, (num_rows, num_columns) = lhs.shape[:-2], (lhs.shape[-2], rhs.shape[-1])
+    lhs, rhs = (x.reshape(-1, *x.shape[-2:]) for x in (lhs, rhs))
     hi = jnp.matmul(lhs.astype(np.float64), rhs.astype(np.float64), precision=lax.Precision.HIGHEST)
-    norms, lowest = [], []
-    for x, axis in ((lhs, -1), (rhs, -2)):
-        norms.append(jnp.sqrt(jnp.sum(x.astype(np.float32) ** 2, axis=axis, keepdims=True)).astype(np.float64))
-        lowest.append(jnp.min(lowest_bit(x, DataFormat.FP16), axis=axis, keepdims=True).astype(np.float64))
-    size = norms[0] * norms[1] * (1 + 2.0**-8)  # K <= 1024 roundings to float32 are within the margin
-    bound = size * (lhs.shape[-1] * 2.0**-53) + jnp.abs(hi) * 2.0**-51
-    bound = jnp.where(size <= 2.0**53 * lowest[0] * lowest[1], 0.0, bound)
-    low, high = (hi - bound).astype(np.float32), (hi + bound).astype(np.float32)
-    is_certain = (low == high) & ((jnp.abs(hi) >= 2.0**-100) | (bound == 0))
-    return canonical(low), jnp.all(is_certain & (jnp.abs(hi) < np.inf))
+    fp16 = DataFormat.FP16
+    cuts = [slice(0, lhs.shape[-1])]
+    bits = rounded(hi, None, statistics(lhs, fp16, 2, cuts), statistics(rhs, fp16, 1, cuts), lhs.shape[-1])
+
+    def short() -> Array:
+        tight = statistics(lhs, fp16, 2, cuts, True), statistics(rhs, fp16, 1, cuts, True)
+        return short_sums(hi, *tight).reshape(-1, num_columns)
+
+    def factors(row: Array, column: Array) -> tuple[Array, Array]:
+        return lhs.reshape(-1, lhs.shape[-1])[row], rhs[row // num_rows, :, column]
+
+    result = repaired(bits.reshape(-1, num_columns), short, factors, (fp16, fp16))
+    return result.reshape(*batch, num_rows, num_columns)
 
 
 def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: DataFormat) -> Array:
@@ -269,68 +266,7 @@ def slow_path_share(lhs: Array, rhs: Array, lhs_format: DataFormat, rhs_format: 
     left, lhs_kind = widen(jnp, lhs, lhs_format)
     right, rhs_kind = widen(jnp, rhs, rhs_format)
     cuts = panels(lhs.shape[1])
-    rows, columns = statistics(left, lhs_kind, 1, cuts), statistics(right, rhs_kind, 0, cuts)
     parts = [matmul(to_float64(left[:, cut], lhs_kind), to_float64(right[cut], rhs_kind), np.float64) for cut in cuts]
-    _, is_certain = certify(*add_panels(parts), rows, columns, cuts)
-    return jnp.mean(~is_certain, dtype=np.float64)
-
-
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b = sum + error, exactly (Knuth)."""
-    total = a + b
-    back = total - a
-    return total, (a - (total - back)) + (b - back)
-
-
-def certify(hi: Array, lo: Array, rows: Statistics, columns: Statistics, cuts: list[slice]) -> tuple[Array, Array]:
-    """float32 results, and where they are certainly right."""
-    bound = jnp.zeros_like(hi)
-    for p, cut in enumerate(cuts):
-        row_units, column_units = rows.norm[p] / rows.lowest[p], columns.norm[p] / columns.lowest[p]
-        weighted = rows.norm[p] * ((cut.stop - cut.start) * 2.0**-53 * _MARGIN)
-        is_exact = row_units[:, None] * column_units[None, :] <= 2.0**53
-        bound = bound + jnp.where(is_exact, 0.0, weighted[:, None] * columns.norm[p][None, :])
-    row_length, column_length = _length(rows)[:, None], _length(columns)[None, :]
-    row_lowest, column_lowest = jnp.min(rows.lowest, axis=0)[:, None], jnp.min(columns.lowest, axis=0)[None, :]
-    bound = bound * _MARGIN + jnp.abs(hi) * 2.0**-51 + (row_length * 2.0**-90) * column_length
-    fits = (row_length / row_lowest) * (column_length / column_lowest) <= 2.0**52
-    bound = jnp.where(fits, 0.0, bound)
-    low = (hi + (lo - bound)).astype(np.float32)
-    high = (hi + (lo + bound)).astype(np.float32)
-    is_zero = fits & (hi == 0.0)
-    is_finite = jnp.abs(hi) < np.inf
-    is_certain = ((low == high) & (jnp.abs(hi) >= 2.0**-125)) | is_zero | ~is_finite
-    return canonical(jnp.where(is_finite, low, hi.astype(np.float32))), is_certain
-
-
-def repair(
-    result: Array,
-    is_certain: Array,
-    lhs_rows: Callable[[Array], Array],
-    rhs: Array,
-    lhs_kind: DataFormat,
-    rhs_kind: DataFormat,
-) -> Array:
-    """Level 2: recomputes what is not certain by digits, `_CHUNK` elements at a time; lhs_rows: index -> rows."""
-    counts = jnp.sum(~is_certain, axis=1, dtype=np.int32)
-    before = jnp.cumsum(counts, dtype=np.int32)
-    num_rows, num_columns = result.shape
-    step = jnp.arange(_CHUNK, dtype=np.int32)
-
-    def repair_some(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        begin, bits = state
-        ranks = begin + step
-        row = jnp.searchsorted(before, ranks, side="right").astype(np.int32)
-        row = jnp.minimum(row, num_rows - 1)
-        rank_in_row = ranks - (before[row] - counts[row])
-        seen = jnp.cumsum(~is_certain[row], axis=1, dtype=np.int32)
-        column = jnp.sum(seen <= rank_in_row[:, None], axis=1, dtype=np.int32)
-        column = jnp.where(ranks < before[-1], column, num_columns)
-        factors = lhs_rows(row)[:, None, :], jnp.take(rhs, column, axis=1, mode="clip").T[:, :, None]
-        exact = finite_dot(jnp, *factors, lhs_kind, rhs_kind)[:, 0, 0]
-        exact_bits = lax.bitcast_convert_type(exact, np.int32)
-        return begin + _CHUNK, bits.at[row, column].set(exact_bits, mode="drop")
-
-    state = (jnp.int32(0), lax.bitcast_convert_type(result, np.int32))
-    _, bits = lax.while_loop(lambda state: state[0] < before[-1], repair_some, state)
-    return lax.bitcast_convert_type(bits, np.float32)
+    sides = statistics(left, lhs_kind, 1, cuts, True), statistics(right, rhs_kind, 0, cuts, True)
+    bits = rounded(*add_panels(parts), *sides, cuts[0].stop)
+    return jnp.mean(bits == UNCERTAIN, dtype=np.float64)

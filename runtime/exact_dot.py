@@ -22,7 +22,7 @@ _MIN_CERTIFIED_ROWS = 8
 _MIN_CERTIFIED_PRODUCTS = 2**24
 """Smaller products are not worth the certificate, and the longer compilation."""
 _MIN_TRIED_PRODUCTS, _MAX_TRIED_TERMS = 2**15, 1024
-"""From and up to these sizes a float64 product is worth a try: in all likelihood each of its results is certain."""
+"""From and up to these sizes one float64 product is worth it: in all likelihood few of its results are uncertain."""
 
 
 def exact_dot(
@@ -62,8 +62,7 @@ def exact_dot(
     is_worth_a_try = math.prod(lhs.shape) * rhs.shape[-1] >= _MIN_TRIED_PRODUCTS and lhs.shape[-1] <= _MAX_TRIED_TERMS
     if xp is np or not is_worth_a_try or not lhs.dtype == rhs.dtype == np.float16:
         return by_digits()
-    result, is_certain = certified_dot.tried_in_float64(lhs, rhs)
-    return jax.lax.cond(is_certain, lambda: result, by_digits)
+    return certified_dot.products_in_float64(lhs, rhs)
 
 
 def element_format(given: DataFormat | NumberFormat) -> DataFormat:

@@ -384,9 +384,10 @@ def prepared_inputs(graph: GraphLike) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _WeightUse:
-    """Rhs of products of `num_rows` terms in one format; in_loop: sliced turn by turn."""
+    """Rhs of products of `num_terms` in one format with `num_rows` rows; in_loop: sliced turn by turn."""
 
     data_format: DataFormat
+    num_terms: int
     num_rows: int
     in_loop: bool = False
 
@@ -396,8 +397,12 @@ def _weight_use(graph: GraphLike, value: int) -> _WeightUse | None:
     if value in graph.outputs:
         return None
     uses = [(e, i) for e in graph.equations for i, v in enumerate(e.operands) if v is value or v == value]
-    found = {_use_in(graph, equation, index) for equation, index in uses}
-    return found.pop() if len(found) == 1 else None
+    found = [_use_in(graph, equation, index) for equation, index in uses]
+    if not found or None in found:
+        return None
+    fewest = min(use.num_rows for use in found if use is not None)
+    first, *others = (dataclasses.replace(use, num_rows=fewest) for use in found if use is not None)
+    return first if all(use == first for use in others) else None
 
 
 def _use_in(graph: GraphLike, equation: Equation, index: int) -> _WeightUse | None:
@@ -405,11 +410,11 @@ def _use_in(graph: GraphLike, equation: Equation, index: int) -> _WeightUse | No
     if isinstance(op, Reshape):
         return _weight_use(graph, equation.results[0]) if _keeps_matrix(graph, equation) else None
     if isinstance(op, MatMul):
-        batches, _, num_rows = graph.avals[equation.operands[0]].shape  # type: ignore[index]
+        batches, num_rows, num_terms = graph.avals[equation.operands[0]].shape  # type: ignore[index]
         is_integer = op.lhs_format is op.rhs_format is DataFormat.INT8
         if index != 1 or batches != 1 or is_integer or op.rhs_format is DataFormat.FP32:
             return None
-        return _WeightUse(op.rhs_format, num_rows)
+        return _WeightUse(op.rhs_format, num_terms, num_rows)
     if isinstance(op, Scan) and index >= op.num_consts + op.num_carry:
         inside = _weight_use(op.body, op.body.inputs[index])
         return None if inside is None or inside.in_loop else dataclasses.replace(inside, in_loop=True)
@@ -429,11 +434,11 @@ def prepare(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, Prepar
         use = _weight_use(graph, value)
         assert use is not None
         if use.data_format.is_block:
-            array = decode_words(np, np.asarray(array), use.data_format.number_format, use.num_rows)
+            array = decode_words(np, np.asarray(array), use.data_format.number_format, use.num_terms)
         if _is_finite(array):
             matrix = array.reshape((array.shape[0] if use.in_loop else 1, *array.shape[-2:]))
-            prepared = prepare_weights(matrix if use.in_loop else matrix[0], use.data_format, not use.in_loop)
-            found[value] = prepared
+            chosen = matrix if use.in_loop else matrix[0]
+            found[value] = prepare_weights(chosen, use.data_format, not use.in_loop, use.num_rows)
     return found
 
 
@@ -445,7 +450,7 @@ def widen_weights(graph: GraphLike, values: dict[int, np.ndarray]) -> dict[int, 
         assert use is not None
         if use.data_format.is_block:
             number_format = use.data_format.number_format
-            found[value] = jnp.asarray(decode_words(np, array, number_format, use.num_rows).astype(np.float32))
+            found[value] = jnp.asarray(decode_words(np, array, number_format, use.num_terms).astype(np.float32))
         else:
             found[value] = jnp.asarray(array.astype(np.float32))
     return found

@@ -1,8 +1,8 @@
 """Exact products with weights that were formatted once, at load, with what certificates need to know of them.
 
-Weights [K, N] are kept transposed, [N, K], which XLA's CPU products with few columns read at the speed of memory.
-Beside them lie the norm and the lowest bit in use of every column, and the digit size d: with |digit| <= 2^(d - 1),
-float32 sums of digits of activations times a column are exact, as
+Weights [K, N] for few activation rows are kept transposed, [N, K], which XLA's CPU products with few columns read at
+the speed of memory; others as they are. Beside them lie the norm and the lowest bit in use of every column, and the
+digit size d: with |digit| <= 2^(d - 1), float32 sums of digits of activations times a column are exact, as
 
   2^(d - 1) * sum_k |w[k, n]| <= 2^24 * lowest[n].
 
@@ -24,19 +24,8 @@ from jax import lax
 
 from lpu_jax.runtime import casts
 from lpu_jax.runtime.casts import bits_of
-from lpu_jax.runtime.certified_dot import (
-    Statistics,
-    add_panels,
-    canonical,
-    certify,
-    lowest_bit,
-    matmul,
-    panels,
-    repair,
-    statistics,
-    to_float64,
-    two_sum,
-)
+from lpu_jax.runtime.certificate import Statistics, add_panels, repaired, rounded, rounded_sum, short_sums
+from lpu_jax.runtime.certified_dot import canonical, lowest_bit, matmul, panels, statistics, to_float64
 from lpu_jax.runtime.digits import has_special, widen
 from lpu_jax.runtime.formats import NumberFormat, element_dtype
 from lpu_jax.runtime.isa import DataFormat
@@ -46,40 +35,47 @@ _MIN_DIGIT_BITS, _MAX_DIGIT_BITS = 4, 9
 _MAX_DIGIT_ROWS = 4
 _MIN_LOWEST = 2.0**-100
 """Products with fp16 of weights with smaller bits may be subnormal, which float32 arithmetic flushes."""
-_PANEL_WIDTH = 512
+_PANEL_WIDTH = 1024
 _MAX_PANELS = 4  # each is a product of its own; more make fewer results uncertain
 _MARGIN = 1 + 2.0**-20
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["columns", "norm", "lowest", "digit_power"],
-    meta_fields=["data_format", "has_digits"],
+    data_fields=["panels", "norm", "lowest", "digit_power"],
+    meta_fields=["data_format", "has_digits", "is_turned"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedWeights:
     """A matrix [K, N], or a stack of them along leading axes.
 
-    columns: [..., N, width] for every panel of K: elements as stored (of blocks bf16; 16-bit floats as their bits), or
-      float32 or float64 with the same values.
-    norm, lowest: float64 [..., panels, N], as in `certified_dot.Statistics`.
+    panels: [..., N, width], or [..., width, N] if not turned, for every panel of K: elements as stored (of blocks bf16;
+      16-bit floats as their bits), or float32 or float64 with the same values.
+    norm, lowest: float64 [..., panels, N], as in `certificate.Statistics`.
     digit_power: float64 [...], 2^d; 0 if digits do not fit.
     data_format: format of the elements.
     has_digits: whether activations may be cut into digits; if not, K is cut into panels.
+    is_turned: whether panels are transposed.
     """
 
-    columns: tuple[Array, ...]
+    panels: tuple[Array, ...]
     norm: Array
     lowest: Array
     digit_power: Array
     data_format: DataFormat
     has_digits: bool
+    is_turned: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[..., K, N]."""
-        sizes = [column.shape[-1] for column in self.columns]
-        return (*self.columns[0].shape[:-2], sum(sizes), self.columns[0].shape[-2])
+        first, sizes = self.panels[0].shape, self.widths
+        return (*first[:-2], sum(sizes), first[-2 if self.is_turned else -1])
+
+    @property
+    def widths(self) -> list[int]:
+        """Terms of every panel."""
+        return [panel.shape[-1 if self.is_turned else -2] for panel in self.panels]
 
 
 def element_format_of(data_format: DataFormat) -> DataFormat:
@@ -87,7 +83,9 @@ def element_format_of(data_format: DataFormat) -> DataFormat:
     return DataFormat.BF16 if data_format.is_block else data_format
 
 
-def prepare_weights(rhs: np.ndarray, data_format: DataFormat, is_wide: bool = True) -> PreparedWeights:
+def prepare_weights(
+    rhs: np.ndarray, data_format: DataFormat, is_wide: bool = True, num_rows: int = 1
+) -> PreparedWeights:
     """Prepares weights [..., K, N], elements in the storage dtype of their format (bf16 for blocks).
 
     Args:
@@ -95,28 +93,30 @@ def prepare_weights(rhs: np.ndarray, data_format: DataFormat, is_wide: bool = Tr
       data_format: their format.
       is_wide: keep them as float32 or float64, ready to multiply; if not, as stored, which is better in a loop over
         stacked weights, where a slice is copied in any case.
+      num_rows: activation rows that they are most often multiplied with; more than a few are not cut into digits.
     """
     form = element_format_of(data_format)
-    turned = np.ascontiguousarray(np.swapaxes(np.asarray(rhs), -1, -2))
-    batch, (num_columns, contracting) = turned.shape[:-2], turned.shape[-2:]
-    flat = turned.reshape(-1, num_columns, contracting)
+    weights, is_turned = np.asarray(rhs), num_rows <= _MAX_DIGIT_ROWS
+    batch, (contracting, num_columns) = weights.shape[:-2], weights.shape[-2:]
+    flat = weights.reshape(-1, contracting, num_columns)
     with jax.enable_x64(True):
-        bits = [_digit_bits(each, form) for each in flat]
+        bits = [_digit_bits(each, form) if is_turned else 0 for each in flat]
         fits = min(bits, default=0) >= _MIN_DIGIT_BITS
         cuts = panels(contracting, contracting if fits else max(_PANEL_WIDTH, -(-contracting // _MAX_PANELS)))
         sides = [_statistics(each, form, cuts) for each in flat]
-        columns = tuple(_columns(turned[..., cut], form, is_wide, fits) for cut in cuts)
+        stored = [np.swapaxes(weights[..., cut, :], -1, -2) if is_turned else weights[..., cut, :] for cut in cuts]
 
         def stacked(values: list[Any]) -> Array:
             return jnp.asarray(np.stack(values).reshape((*batch, *np.shape(values[0]))))
 
         return PreparedWeights(
-            columns=columns,
+            panels=tuple(_carried(np.ascontiguousarray(each), form, is_wide, fits) for each in stored),
             norm=stacked([np.asarray(side.norm) for side in sides]),
             lowest=stacked([np.asarray(side.lowest) for side in sides]),
             digit_power=stacked([np.float64(2.0**b if fits else 0.0) for b in bits]),
             data_format=form,
             has_digits=fits,
+            is_turned=is_turned,
         )
 
 
@@ -125,12 +125,12 @@ def _extent(matrix: Array, form: DataFormat) -> tuple[Array, Array]:
     """(sum of magnitudes, lowest bit in use) of every column, float64."""
     wide, kind = widen(jnp, matrix, form)
     values = wide.astype(np.float32) if kind is DataFormat.INT8 else wide
-    return jnp.sum(jnp.abs(to_float64(values, kind)), axis=1), jnp.min(lowest_bit(values, kind), axis=1)
+    return jnp.sum(jnp.abs(to_float64(values, kind)), axis=0), jnp.min(lowest_bit(values, kind), axis=0)
 
 
-def _digit_bits(columns: np.ndarray, form: DataFormat) -> int:
-    """The largest d that the columns [N, K] allow; 0 if some are too small or not finite."""
-    total, lowest = (np.asarray(x, np.float64) for x in _extent(columns, form))
+def _digit_bits(weights: np.ndarray, form: DataFormat) -> int:
+    """The largest d that the columns of [K, N] allow; 0 if some are too small or not finite."""
+    total, lowest = (np.asarray(x, np.float64) for x in _extent(weights, form))
     used = total > 0
     if not used.any():
         return _MAX_DIGIT_BITS
@@ -141,37 +141,36 @@ def _digit_bits(columns: np.ndarray, form: DataFormat) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("form", "bounds"))
-def _jitted_statistics(columns: Array, form: DataFormat, bounds: tuple[tuple[int, int], ...]) -> tuple[Array, Array]:
-    wide, kind = widen(jnp, columns, form)
-    side = statistics(wide, kind, 1, [slice(*pair) for pair in bounds])
-    return side.norm, side.lowest
+def _jitted_statistics(weights: Array, form: DataFormat, bounds: tuple[tuple[int, int], ...]) -> Statistics:
+    wide, kind = widen(jnp, weights, form)
+    return statistics(wide, kind, 0, [slice(*pair) for pair in bounds], is_tight=True)
 
 
-def _statistics(columns: np.ndarray, form: DataFormat, cuts: list[slice]) -> Statistics:
-    return Statistics(*_jitted_statistics(columns, form, tuple((cut.start, cut.stop) for cut in cuts)))
+def _statistics(weights: np.ndarray, form: DataFormat, cuts: list[slice]) -> Statistics:
+    return _jitted_statistics(weights, form, tuple((cut.start, cut.stop) for cut in cuts))
 
 
-def _columns(turned: np.ndarray, form: DataFormat, is_wide: bool, has_digits: bool) -> Array:
+def _carried(panel: np.ndarray, form: DataFormat, is_wide: bool, has_digits: bool) -> Array:
     if is_wide:
-        wide = turned.astype(np.float32)  # exact, subnormals too: NumPy does not flush
+        wide = panel.astype(np.float32)  # exact, subnormals too: NumPy does not flush
         return jnp.asarray(wide if has_digits else wide.astype(np.float64))
-    carrier = turned.view(np.uint16) if form in (DataFormat.BF16, DataFormat.FP16) else turned
+    carrier = panel.view(np.uint16) if form in (DataFormat.BF16, DataFormat.FP16) else panel
     carrier = carrier.view(np.uint8) if form in (DataFormat.E4M3, DataFormat.E5M2) else carrier
-    return jnp.asarray(np.ascontiguousarray(carrier))
+    return jnp.asarray(carrier)
 
 
-def _elements(columns: Array, form: DataFormat) -> Array:
-    """Carried columns in the dtype of their format, or float32 or float64 as they are."""
-    if columns.dtype in (np.uint8, np.uint16):
-        return lax.bitcast_convert_type(columns, element_dtype(form.number_format))
-    return columns
+def _elements(panel: Array, form: DataFormat) -> Array:
+    """A carried panel in the dtype of its format, or float32 or float64 as it is."""
+    if panel.dtype in (np.uint8, np.uint16):
+        return lax.bitcast_convert_type(panel, element_dtype(form.number_format))
+    return panel
 
 
-def _widened(columns: Array, form: DataFormat) -> tuple[Array, DataFormat]:
-    """Columns as float16, float32, float64 or int8 with the same values, and their kind."""
-    if columns.dtype in (np.float32, np.float64):
-        return columns, DataFormat.FP32 if form is DataFormat.BF16 else _KINDS.get(form, form)
-    return widen(jnp, _elements(columns, form), form)
+def _widened(panel: Array, form: DataFormat) -> tuple[Array, DataFormat]:
+    """A panel as float16, float32, float64 or int8 with the same values, and their kind."""
+    if panel.dtype in (np.float32, np.float64):
+        return panel, DataFormat.FP32 if form is DataFormat.BF16 else _KINDS.get(form, form)
+    return widen(jnp, _elements(panel, form), form)
 
 
 _KINDS = {DataFormat.E5M2: DataFormat.FP16}
@@ -180,8 +179,9 @@ _KINDS = {DataFormat.E5M2: DataFormat.FP16}
 def values_of(prepared: PreparedWeights) -> Array:
     """The weights [..., K, N] in the dtype of their elements again; inside enable_x64."""
     form = prepared.data_format
-    parts = [_elements(columns, form) for columns in prepared.columns]
-    joined = jnp.swapaxes(jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0], -1, -2)
+    parts = [_elements(panel, form) for panel in prepared.panels]
+    parts = [jnp.swapaxes(part, -1, -2) for part in parts] if prepared.is_turned else parts
+    joined = jnp.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0]
     if joined.dtype not in (np.float32, np.float64):
         return joined
     if form is DataFormat.INT8:
@@ -204,8 +204,8 @@ def exact_dot_prepared(lhs: Array, prepared: PreparedWeights, lhs_format: DataFo
     if not prepared.has_digits or kind is DataFormat.FP32 or lhs.shape[0] > _MAX_DIGIT_ROWS:
         return certified()
     # A conditional would copy the slice of a stack in front of it, so all branches take the float32 columns.
-    wide = _widened(prepared.columns[0], prepared.data_format)[0].astype(np.float32)
-    prepared = dataclasses.replace(prepared, columns=(wide,))
+    wide = _widened(prepared.panels[0], prepared.data_format)[0].astype(np.float32)
+    prepared = dataclasses.replace(prepared, panels=(wide,))
     units, lowest = _in_units(left, kind)
     largest = jnp.max(jnp.abs(units))
     is_finite = ~has_special(jnp, left)
@@ -241,48 +241,54 @@ def _by_digits(units: Array, lowest: Array, prepared: PreparedWeights, count: in
         rest = rest - digit * power
         digits.append(digit.astype(np.float32))
     stacked = jnp.concatenate(digits, axis=0).T  # [K, count * M], highest digit first
-    sums = matmul(prepared.columns[0], stacked, np.float32).astype(np.float64)
+    sums = matmul(prepared.panels[0], stacked, np.float32).astype(np.float64)
     parts = [sums[:, i * rows : (i + 1) * rows].T for i in range(count)]
     high = functools.reduce(lambda total, part: total * base + part, parts[:4])  # 24 + 3 d <= 53 bits: exact
     if count == 4:
         return canonical((high * lowest).astype(np.float32))
     low = functools.reduce(lambda total, part: total * base + part, parts[4:])
     scale = lowest * powers[4]
-    return canonical(_rounded_sum(high * scale, low * lowest))
-
-
-def _rounded_sum(a: Array, b: Array) -> Array:
-    """a + b rounded once to float32: the float64 sum is first rounded to odd, which no second rounding can spoil."""
-    total, error = two_sum(a, b)
-    bits = lax.bitcast_convert_type(total, np.int64)
-    is_even = (error != 0) & ((bits & 1) == 0)
-    step = jnp.where((error > 0) == (total > 0), 1, -1)
-    odd = lax.bitcast_convert_type(jnp.where(is_even, bits + step, bits), np.float64)
-    return odd.astype(np.float32)
+    return canonical(rounded_sum(high * scale, low * lowest))
 
 
 def _certified(left: Array, kind: DataFormat, prepared: PreparedWeights) -> Array:
-    """The product turned round, [N, K] x [K, M]: the weights have their statistics already."""
-    right = left.T
-    widths = [columns.shape[-1] for columns in prepared.columns]
-    ends = np.cumsum(widths)
-    cuts = [slice(int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
-    wide = [_widened(columns, prepared.data_format) for columns in prepared.columns]
-    weight_kind = wide[0][1]
-    rows = Statistics(prepared.norm, prepared.lowest)
-    columns = statistics(right, kind, 0, cuts)
-    products = [
-        matmul(_as_float64(weights, weight_kind), to_float64(right[cut], kind), np.float64)
-        for (weights, _), cut in zip(wide, cuts, strict=True)
-    ]
-    result, is_certain = certify(*add_panels(products), rows, columns, cuts)
+    """The product, turned round ([N, K] x [K, M]) if the weights are."""
+    ends = np.cumsum(prepared.widths).tolist()
+    cuts = [slice(end - width, end) for end, width in zip(ends, prepared.widths, strict=True)]
+    wide = [_widened(panel, prepared.data_format) for panel in prepared.panels]
+    weight_kind, is_turned = wide[0][1], prepared.is_turned
+    weights = [_as_float64(panel, weight_kind) for panel, _ in wide]
+    activations = [to_float64(left[:, cut], kind) for cut in cuts]
+    pairs = zip(activations, weights, strict=True)
+    rows, columns = statistics(left, kind, 1, cuts), Statistics(prepared.norm, prepared.lowest)
 
-    def weights_of(index: Array) -> Array:
-        picked = [weights[index] for weights, _ in wide]
-        whole = jnp.concatenate(picked, axis=1) if len(picked) > 1 else picked[0]
-        return _narrowed(whole, weight_kind)
+    # What follows reads the float64 values alone, so that no others have to be kept.
+    def short() -> Array:
+        again = _narrowed(_joined(activations), kind)
+        sides = statistics(again, kind, 1, cuts, is_tight=True), columns
+        return short_sums(hi, *(reversed(sides) if is_turned else sides))
 
-    return repair(result, is_certain, weights_of, right, weight_kind, kind).T
+    def rows_of(index: Array) -> Array:
+        return _narrowed(_joined([part[index] for part in activations]), kind)
+
+    def columns_of(index: Array) -> Array:
+        axis = 0 if is_turned else 1
+        parts = [jnp.take(panel, index, axis=axis, mode="clip") for panel in weights]
+        return _narrowed(_joined(parts if is_turned else [part.T for part in parts]), weight_kind)
+
+    if is_turned:
+        hi, lo = add_panels([matmul(w, x.T, np.float64) for x, w in pairs])
+        bits = rounded(hi, lo, columns, rows, cuts[0].stop)
+        result = repaired(bits, short, lambda row, column: (columns_of(row), rows_of(column)), (weight_kind, kind))
+        return result.T
+    hi, lo = add_panels([matmul(x, w, np.float64) for x, w in pairs])
+    bits = rounded(hi, lo, rows, columns, cuts[0].stop)
+    return repaired(bits, short, lambda row, column: (rows_of(row), columns_of(column)), (kind, weight_kind))
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Panels of rows side by side."""
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def _as_float64(x: Array, kind: DataFormat) -> Array:

@@ -29,7 +29,7 @@ def bits(lhs, prepared, lhs_format=FP16):
 @pytest.mark.parametrize(
     ("lhs_name", "rhs_name", "rows", "is_wide"),
     [("fp16", "int8", 1, False), ("fp16", "bf16", 3, True), ("fp16", "fp16", 2, False), ("e4m3", "e4m3", 1, True),
-     ("fp32", "bf16", 1, False)],
+     ("fp32", "bf16", 1, False), ("fp16", "fp16", 9, True), ("e4m3", "int8", 6, False)],
 )  # fmt: skip
 def test_hard_operands_against_python_integers(lhs_name, rhs_name, rows, is_wide):
     rng = np.random.default_rng(1)
@@ -39,7 +39,8 @@ def test_hard_operands_against_python_integers(lhs_name, rhs_name, rows, is_wide
             lhs, rhs = make(rng, lhs_name, rhs_name, (rows, 45, 8))
             if not np.isfinite(rhs.astype(np.float32)).all():
                 rhs = np.where(np.isfinite(rhs.astype(np.float32)), rhs, np.zeros_like(rhs))  # weights are finite
-            prepared = prepare_weights(rhs, rhs_format, is_wide)
+            prepared = prepare_weights(rhs, rhs_format, is_wide, rows)
+            assert prepared.is_turned == (rows <= 4)
             with jax.enable_x64(True):
                 np.testing.assert_array_equal(values_of(prepared), rhs)
             expected = reference.dot(lhs_name, lhs, rhs_name, rhs)
@@ -52,7 +53,7 @@ def test_blocks_are_cut_into_digits_and_sum_exactly(name):
     values = quantize_blocks(rng.standard_normal((600, 9)).astype(np.float32), number_format).decode()
     prepared = prepare_weights(values, DataFormat[number_format.name.upper()])
     assert prepared.has_digits
-    assert prepared.columns[0].dtype == np.float32
+    assert prepared.panels[0].dtype == np.float32
     assert prepared.shape == (600, 9)
     for scale, tiny in ((1.0, 0.0), (2000.0, 2.0**-24), (60000.0, 2.0**-24)):  # 4 digits, 8 digits, certificates
         lhs = np.clip(rng.standard_normal((1, 600)) * scale, -65504, 65504).astype(np.float16)
@@ -100,7 +101,7 @@ def test_stacks_are_prepared_matrix_by_matrix():
     weights = rng.integers(-128, 128, (3, 40, 6)).astype(np.int8)
     lhs = rng.standard_normal((3, 1, 40)).astype(np.float16)
     prepared = prepare_weights(weights, INT8, is_wide=False)
-    assert prepared.columns[0].dtype == np.int8
+    assert prepared.panels[0].dtype == np.int8
     assert prepared.shape == (3, 40, 6)
     with jax.enable_x64(True):
         _, result = jax.lax.scan(lambda c, xs: (c, exact_dot_prepared(*xs, FP16)), 0, (lhs, prepared))
