@@ -26,7 +26,7 @@ UNCERTAIN = CANONICAL_NAN + 1
 """Bits of a NaN that is no result."""
 MARGIN = 1 + 2.0**-30  # for the roundings of norms and bounds
 MIN_CERTAIN = 2.0**-125
-"""float64 sums below it may be subnormal float32, which conversions flush."""
+"""Sums below it may be subnormal float32, which conversions flush."""
 _CHUNK = 32
 _MANY = 64
 _MAX_PAIR_TERMS = 4096
@@ -57,7 +57,7 @@ class Statistics:
 
 
 def rounded(hi: Array, lo: Array | None, rows: Statistics, columns: Statistics, panel_width: int) -> Array:
-    """Bits of the results, or UNCERTAIN.
+    """Bits of the results, or UNCERTAIN, as for all that are not finite.
 
     Args:
       hi: float64 [..., M, N], sums of panels of at most `panel_width` products, each panel in any order.
@@ -70,21 +70,25 @@ def rounded(hi: Array, lo: Array | None, rows: Statistics, columns: Statistics, 
       int32 [..., M, N].
     """
     num_panels = rows.norm.shape[0]
-    weighted = rows.norm * (panel_width * 2.0**-53 * MARGIN)
+    # |hi| is no larger than the norms, whose roundings and those of the two ends below count as four terms more
+    weighted = rows.norm * ((panel_width + 4) * 2.0**-53 * MARGIN)
     bounds = [_outer(weighted[p], columns.norm[p]) for p in range(num_panels)]
     if num_panels > 1:
         fits = [_outer(rows.units[p], columns.units[p]) <= 2.0**53 for p in range(num_panels)]
         lost = [_outer(rows.norm[p] * 2.0**-89, columns.norm[p]) for p in range(num_panels)]
         parts = [jnp.where(*choice) for choice in zip(fits, lost, bounds, strict=True)]
-        bounds = [functools.reduce(lambda a, b: a + b, parts) * MARGIN]
-    size = jnp.abs(hi)
+        bounds = [functools.reduce(lambda a, b: a + b, parts) * MARGIN + jnp.abs(hi) * 2.0**-51]
     is_exact = _outer(rows.all_units, columns.all_units) <= 2.0**52
-    error = jnp.where(is_exact | (bounds[0] == 0.0), 0.0, bounds[0] + size * 2.0**-51)
+    error = jnp.where(is_exact, 0.0, bounds[0])
     down, up = (-error, error) if lo is None else (lo - error, lo + error)
     low, high = (hi + down).astype(np.float32), (hi + up).astype(np.float32)
-    bits = jnp.where((low == high) & (size >= MIN_CERTAIN), _bits(low), UNCERTAIN)
-    bits = jnp.where((hi == 0.0) & (error == 0.0), 0, bits)
-    return jnp.where(size < np.inf, bits, jnp.where(hi != hi, CANONICAL_NAN, _bits(hi.astype(np.float32))))
+    bits = jnp.where((low == high) & (jnp.abs(low) >= MIN_CERTAIN) & (jnp.abs(low) < np.inf), _bits(low), UNCERTAIN)
+    return jnp.where((hi == 0.0) & (error == 0.0), 0, bits)
+
+
+def _not_finite(hi: Array) -> Array:
+    """Bits of float64 sums that are not finite, which are the results; UNCERTAIN elsewhere."""
+    return jnp.where(hi != hi, CANONICAL_NAN, jnp.where(jnp.abs(hi) == np.inf, _bits(hi.astype(np.float32)), UNCERTAIN))
 
 
 def _outer(row: Array, column: Array) -> Array:
@@ -104,6 +108,7 @@ def _bits(x: Array) -> Array:
 
 def repaired(
     bits: Array,
+    hi: Array,
     short: Callable[[], Array] | None,
     factors: Callable[[Array, Array], tuple[Array, Array]],
     kinds: tuple[DataFormat, DataFormat],
@@ -112,6 +117,7 @@ def repaired(
 
     Args:
       bits: int32 [M, N] of `rounded`.
+      hi: float64 [M, N], its argument.
       short: the bits [M, N] of results that are certain for reasons that are dearer to find; UNCERTAIN elsewhere.
       factors: rows of the lhs and columns of the rhs [T, K], for indices [T] of both, in the dtypes of their kinds.
       kinds: of the operands (digits.widen).
@@ -119,12 +125,14 @@ def repaired(
 
     def all_of_them(state: tuple[Array, Array]) -> tuple[Array, Array]:
         _, bits = state
+        bits = jnp.where(bits == UNCERTAIN, _not_finite(hi), bits)
         if short is not None:
             are_many = jnp.sum(bits == UNCERTAIN, dtype=np.int32) > _MANY
             bits = lax.cond(are_many, lambda bits: jnp.where(bits == UNCERTAIN, short(), bits), lambda bits: bits, bits)
         return jnp.zeros((), np.bool_), _one_by_one(bits, factors, kinds)
 
-    _, bits = lax.while_loop(lambda state: state[0], all_of_them, (jnp.any(bits == UNCERTAIN), bits))
+    is_any = jnp.sum((bits == UNCERTAIN).astype(np.float32)) > 0  # XLA adds float32 faster than it joins flags
+    _, bits = lax.while_loop(lambda state: state[0], all_of_them, (is_any, bits))
     return lax.bitcast_convert_type(bits, np.float32)
 
 

@@ -141,7 +141,7 @@ def certified_dot(
                 return left[row], jnp.take(part, column, axis=1, mode="clip").T
 
             bits = rounded(hi, lo, rows, columns, cuts[0].stop)
-            return repaired(bits, None, factors, (lhs_kind, rhs_kind))
+            return repaired(bits, hi, None, factors, (lhs_kind, rhs_kind))
 
         return _block_by_block(block, right)
 
@@ -257,7 +257,7 @@ def products_in_float64(lhs: Array, rhs: Array) -> Array:
     def factors(row: Array, column: Array) -> tuple[Array, Array]:
         return lhs.reshape(-1, lhs.shape[-1])[row], rhs[row // num_rows, :, column]
 
-    result = repaired(bits.reshape(-1, num_columns), short, factors, (fp16, fp16))
+    result = repaired(bits.reshape(-1, num_columns), hi.reshape(-1, num_columns), short, factors, (fp16, fp16))
     return result.reshape(*batch, num_rows, num_columns)
 
 

@@ -20,6 +20,7 @@ from lpu_jax.runtime.accumulation import accumulate, add_partial_sums, in_tiles,
 from lpu_jax.runtime.block_words import decode_words, encode_words
 from lpu_jax.runtime.chip import GROQCHIP1
 from lpu_jax.runtime.errors import trip_count_error
+from lpu_jax.runtime.exponents import exponent_sum, scale_sums
 from lpu_jax.runtime.isa import DataFormat
 from lpu_jax.runtime.ops import (
     Aval,
@@ -112,6 +113,7 @@ def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list
     env: dict[int, Array] = dict(zip(graph.inputs, arguments, strict=True))
     env.update((value, jnp.asarray(content)) for value, content in graph.constants)
     kept = fusion.kept_values(graph) if mode.accumulation != "float32" else frozenset()
+    scales = scale_sums(graph) if mode.accumulation == "exact" else frozenset()
     known = {value: vxm_float32.known_constant(content) for value, content in graph.constants}
     for equation in graph.equations:
         operands = [
@@ -123,6 +125,8 @@ def _run(graph: GraphLike, arguments: Sequence[Array], mode: Mode) -> tuple[list
         if isinstance(equation.op, While):
             results, made = _while(equation.op, operands, mode)
             counts += made
+        elif equation.results and equation.results[0] in scales and facts[0].is_magnitude:
+            results = [exponent_sum(operands[0])]
         else:
             results = evaluate(equation, operands, [graph.avals[r] for r in equation.results], mode, facts)
             if len(results) == 1:
@@ -205,7 +209,7 @@ def _lane_reduce(op: LaneReduce, operands: list[Array], aval: Aval) -> Array:
     x = operands[0]
     dtype = np.int32 if op.function in INTEGER_FUNCTIONS else np.float32
     working = _as(_working(x), dtype)
-    if working.shape[-1] > 1 and (found := vxm_float32.lane_extremum(op.function, working)) is not None:
+    if working.shape[-1] > 1 and (found := vxm_float32.lane_reduce(op.function, working)) is not None:
         return _stored(found, aval)
     while working.shape[-1] > 1:
         half = working.shape[-1] // 2

@@ -279,11 +279,11 @@ def _certified(left: Array, kind: DataFormat, prepared: PreparedWeights) -> Arra
     if is_turned:
         hi, lo = add_panels([matmul(w, x.T, np.float64) for x, w in pairs])
         bits = rounded(hi, lo, columns, rows, cuts[0].stop)
-        result = repaired(bits, short, lambda row, column: (columns_of(row), rows_of(column)), (weight_kind, kind))
+        result = repaired(bits, hi, short, lambda row, column: (columns_of(row), rows_of(column)), (weight_kind, kind))
         return result.T
     hi, lo = add_panels([matmul(x, w, np.float64) for x, w in pairs])
     bits = rounded(hi, lo, rows, columns, cuts[0].stop)
-    return repaired(bits, short, lambda row, column: (rows_of(row), columns_of(column)), (kind, weight_kind))
+    return repaired(bits, hi, short, lambda row, column: (rows_of(row), columns_of(column)), (kind, weight_kind))
 
 
 def _joined(parts: list[Array]) -> Array:

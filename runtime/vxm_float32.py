@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lpu_jax.runtime import vxm
 from lpu_jax.runtime.numerics import Array, bitcast, canonical_nan, quotient, square_root, total
-from lpu_jax.runtime.ops import Elementwise, Equation, GatherRows, Immediate, Move
+from lpu_jax.runtime.ops import Elementwise, Equation, GatherRows, Immediate, Move, Pad
 
 _MIN_NORMAL = np.float32(2.0**-126)
 _MIN_NORMAL_BITS, _SIGN, _MAGNITUDE = 0x800000, -(2**31), 0x7FFFFFFF
@@ -31,10 +32,12 @@ class Known:
     Attributes:
       is_flushed: as float32 it has no subnormals.
       is_constant: XLA may know its contents, and simplify what is done with them.
+      is_magnitude: as float32 it has no negative sign, but perhaps that of a NaN.
     """
 
     is_flushed: bool = False
     is_constant: bool = False
+    is_magnitude: bool = False
 
 
 NOTHING = Known()
@@ -60,10 +63,14 @@ def known_result(equation: Equation, operands: Sequence[Known], dtype: str) -> K
     op = equation.op
     is_constant = bool(operands) and all(known.is_constant for known in operands)
     are_flushed = bool(operands) and all(known.is_flushed for known in operands)
+    are_magnitudes = bool(operands) and all(known.is_magnitude for known in operands)
     if isinstance(op, Elementwise) and dtype == "float32":
-        return Known(op.function in _FLUSHING or (op.function in _KEEPING and operands[0].is_flushed), is_constant)
+        is_flushed = op.function in _FLUSHING or (op.function in _KEEPING and operands[0].is_flushed)
+        is_chosen = op.function in ("mask", "mask_bar", "identity") and operands[0].is_magnitude
+        is_magnitude = op.function == "abs" or is_chosen or (op.function in ("max", "min") and are_magnitudes)
+        return Known(is_flushed, is_constant, is_magnitude)
     if isinstance(op, Move):
-        return Known(are_flushed, is_constant)
+        return Known(are_flushed, is_constant, are_magnitudes and not isinstance(op, Pad))
     if isinstance(op, GatherRows):
         return Known(operands[0].is_flushed, is_constant)
     return Known(False, is_constant)
@@ -126,13 +133,16 @@ _FORMS: dict[str, Callable[[Sequence[Array], bool], Array]] = {
 }
 
 
-def lane_extremum(function_name: str, x: Array) -> Array | None:
-    """max, min, imax or imin over the last axis, kept with size 1; None for other functions.
+def lane_reduce(function_name: str, x: Array) -> Array | None:
+    """max, min, imax, imin, and, or over the last axis, kept with size 1; None for other functions.
 
     Which of the elements are compared first does not matter: -0 < +0 and NaN wins in `vxm`, which makes an order.
     """
     if function_name in ("imax", "imin"):
         return (jnp.max if function_name == "imax" else jnp.min)(x, axis=-1, keepdims=True)
+    if function_name in ("and", "or"):
+        start, join = (-1, lax.bitwise_and) if function_name == "and" else (0, lax.bitwise_or)
+        return lax.reduce(x, np.int32(start), join, (x.ndim - 1,))[..., None]
     if function_name not in ("max", "min"):
         return None
     reduce = jnp.max if function_name == "max" else jnp.min

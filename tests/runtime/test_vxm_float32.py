@@ -58,12 +58,13 @@ def test_a_product_that_rounds_up_to_the_smallest_normal_number_is_flushed():
     assert not np.asarray(found).any()
 
 
-@pytest.mark.parametrize("function", ["max", "min"])
-def test_extrema_of_lanes_are_those_of_a_tree(function):
+@pytest.mark.parametrize("function", ["max", "min", "and", "or"])
+def test_reductions_of_lanes_are_those_of_a_tree(function):
     x = operands(np.random.default_rng(1), 64)[:, :, None].reshape(-1, 4)
+    x = x if function in ("max", "min") else x.view(np.int32)
     tree = vxm.apply(np, function, *(vxm.apply(np, function, x[:, i], x[:, i + 2]) for i in (0, 1)))
     with jax.enable_x64(True):
-        same_bits(jax.jit(lambda v: vxm_float32.lane_extremum(function, v))(x)[:, 0], tree)
+        same_bits(jax.jit(lambda v: vxm_float32.lane_reduce(function, v))(x)[:, 0], tree)
 
 
 def test_products_in_front_of_sums_are_not_fused_with_them_and_zeros_count():
