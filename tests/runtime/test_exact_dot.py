@@ -84,3 +84,21 @@ def test_results_depend_on_no_order_batch_slice_or_path(lhs_name, rhs_name):
     same(run(lhs, rhs[:, 7:19]), whole[:, 7:19])
     same(exact_dot(np, lhs[:5], rhs[:, :6], form(lhs_name), form(rhs_name)), whole[:5, :6])
     same(run(np.stack([lhs, lhs[::-1]]), np.stack([rhs, rhs]))[1], whole[::-1])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_quick_lowest_bit_is_no_higher_than_the_last_place_in_use(axis):
+    """float16 of all sizes, subnormals and zeros; and seldom much lower, or few sums would be known to be exact."""
+    rng = np.random.default_rng(6)
+    x = rng.integers(0, 0x7C00, (64, 700)).astype(np.uint16).view(np.float16)
+    x[:20] = rng.standard_normal((20, 700))
+    x[20], x[21], x[22, 1:], x[23] = 0, 2.0**-24, 0, 65504
+    smallest = np.where(x == 0, np.inf, np.abs(x.astype(np.float64))).min(1)
+    last_place = np.maximum(2.0 ** (np.floor(np.log2(smallest)) - 10), 2.0**-24)
+    with jax.enable_x64(True):
+        given = x if axis else x.T.copy()
+        side = jax.jit(lambda x: certified_dot.statistics(x, DataFormat.FP16, axis, [slice(0, 700)]))(given)
+    lowest = np.asarray(side.lowest[0])
+    assert (lowest <= last_place).all()
+    assert np.median(last_place[:20] / lowest[:20]) <= 2
+    assert np.asarray(side.units)[0, 20] == 0
