@@ -58,6 +58,8 @@ class Slots:
         self.chip = chip
         self.taken = {(side, s): Ranges() for side in Hemisphere for s in range(chip.num_slices)}
         self.ever = {key: np.zeros((0, 2), np.int64) for key in self.taken}  # the same, without gaps and lives
+        # the smallest size that found no fresh addresses: they only become fewer
+        self.too_large: dict[tuple[Hemisphere, tuple[int, ...], int | None], int] = {}
 
     def fit(
         self, side: Hemisphere, slices: tuple[int, ...], size: int, live: tuple[int, int] | None, bank: int | None
@@ -70,13 +72,21 @@ class Slots:
         if bank is not None:
             base, end = (number * self.chip.num_addresses_per_bank for number in (bank, bank + 1))
         if live is None:
-            blocked = np.concatenate([self.ever[side, s] for s in slices])
-            blocked = blocked[(blocked[:, 1] > base) & (blocked[:, 0] < end)]
-        else:
-            rows = np.concatenate([self.taken[side, s].rows for s in slices])
-            meets = (rows[:, 2] <= live[1]) & (rows[:, 3] >= live[0]) & (rows[:, 1] > base) & (rows[:, 0] < end)
-            blocked = rows[meets, :2]
-        return lowest_gap(blocked, base, end, size)
+            return self._fit_fresh(side, slices, size, bank, base, end)
+        rows = np.concatenate([self.taken[side, s].rows for s in slices])
+        meets = (rows[:, 2] <= live[1]) & (rows[:, 3] >= live[0]) & (rows[:, 1] > base) & (rows[:, 0] < end)
+        return lowest_gap(rows[meets, :2], base, end, size)
+
+    def _fit_fresh(
+        self, side: Hemisphere, slices: tuple[int, ...], size: int, bank: int | None, base: int, end: int
+    ) -> int | None:
+        if size >= self.too_large.get((side, slices, bank), size + 1):
+            return None
+        blocked = np.concatenate([self.ever[side, s] for s in slices])
+        found = lowest_gap(blocked[(blocked[:, 1] > base) & (blocked[:, 0] < end)], base, end, size)
+        if found is None:
+            self.too_large[side, slices, bank] = size
+        return found
 
     def take(self, side: Hemisphere, place: Place, size: int, live: tuple[int, int], storage: int) -> tuple[int, ...]:
         """Marks a range as taken; returns the dead storages it overlaps."""
