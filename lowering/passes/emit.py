@@ -35,15 +35,16 @@ def _emit_piece(chip: ChipSpec, blocks: Sequence[ScheduledBlock], origin: int) -
     for block in blocks:
         rows = []
         for op in block.ops:
+            chosen = op.chosen
             for row in op.template.rows:
-                operands = tuple(op.chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in row.operands)
-                queue = _queue(chip, op, row.queue)
+                offset, where, opcode, slots, repeats, interval = row
+                operands = tuple([chosen[o.flex] + o.offset if isinstance(o, Slot) else int(o) for o in slots])
+                queue = where if isinstance(where, int) else _queue(chip, op, where)
                 used.add(queue)
-                first = op.time_zero + row.offset
-                for done in range(0, row.count, chip.max_repeat):
-                    again, count = _moved(row.opcode, operands, done), min(row.count - done, chip.max_repeat)
-                    cycle = first + done * row.interval
-                    rows.append((cycle, queue, row.opcode, again, count, row.interval, origin))
+                for done in range(0, repeats, chip.max_repeat):
+                    again, count = _moved(opcode, operands, done), min(repeats - done, chip.max_repeat)
+                    cycle = op.time_zero + offset + done * interval
+                    rows.append((cycle, queue, opcode, again, count, interval, origin))
             origin += 1
         bodies.append(rows)
     for queue in sorted(used):
@@ -77,10 +78,8 @@ def _moved(opcode: Opcode, operands: tuple[int, ...], repetitions: int) -> tuple
     return tuple(moved)
 
 
-def _queue(chip: ChipSpec, op: ScheduledOp, queue: int | Slot) -> int:
-    """Queue of a row: fixed, an ALU's, or that of the SXM unit chosen."""
-    if not isinstance(queue, Slot):
-        return queue
+def _queue(chip: ChipSpec, op: ScheduledOp, queue: Slot) -> int:
+    """Queue of a row that is not fixed: an ALU's, or that of the SXM unit chosen."""
     chosen = op.chosen[queue.flex] + queue.offset
     return vxm_queue(chip, chosen) if op.template.flexible[queue.flex].pool == "alu" else chosen
 

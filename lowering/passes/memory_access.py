@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -183,10 +184,16 @@ class MemoryAccess:
         return low // bank, high // bank
 
 
+@functools.lru_cache(maxsize=1024)
+def _spaced(count: int, interval: int) -> IntArray:
+    """Cycles from the first one on."""
+    return np.arange(count) * interval
+
+
 def _by_storage(refs: IntArray, times: range) -> Iterator[tuple[int, IntArray, int, IntArray]]:
     """(storage, vectors, first cycle, cycles from then on) of the accesses to each storage."""
     ids, vectors = refs[:, 0], refs[:, 1]
-    cycles = np.arange(len(times)) * times.step
+    cycles = _spaced(len(times), times.step)
     if (ids == ids[0]).all():
         yield int(ids[0]), vectors, times.start, cycles
         return

@@ -341,18 +341,16 @@ def _append(whole: Template, piece: Template, shift: int) -> None:
     """Adds a piece `shift` cycles later; its flexible resources are numbered on."""
     more = len(whole.flexible) - piece.first_flex
 
-    def moved(operand: int | Slot) -> int | Slot:
-        if isinstance(operand, Slot) and operand.flex != ACCUMULATOR:
-            return Slot(operand.flex + more, operand.offset)
-        return operand
+    def moved(operands: tuple[int | Slot, ...]) -> tuple[int | Slot, ...]:
+        return tuple(
+            [Slot(o.flex + more, o.offset) if isinstance(o, Slot) and o.flex != ACCUMULATOR else o for o in operands]
+        )
 
-    for row in piece.rows:
-        operands = tuple(moved(operand) for operand in row.operands) if more else row.operands
-        queue = moved(row.queue) if more else row.queue
-        whole.rows.append(Row(row.offset + shift, queue, row.opcode, operands, row.count, row.interval))
-    whole.flexible += [
-        dataclasses.replace(item, start=item.start + shift, end=item.end + shift) for item in piece.flexible
-    ]
+    for offset, queue, opcode, operands, count, interval in piece.rows:
+        if more:
+            (queue,), operands = moved((queue,)), moved(operands)
+        whole.rows.append(Row(offset + shift, queue, opcode, operands, count, interval))
+    whole.flexible += [item.later(shift) for item in piece.flexible]
     whole.fixed += [(key, start + shift, end + shift) for key, start, end in piece.fixed]
     whole.reads += [Access(a.storage, a.vectors, a.cycles + shift) for a in piece.reads]
     whole.writes += [Access(a.storage, a.vectors, a.cycles + shift) for a in piece.writes]

@@ -30,8 +30,7 @@ ACCUMULATOR = 0
 """Number of the flexible resource that stands for the accumulators, in all pieces of an op with a product."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """Placeholder in a row: the stream (or ALU) chosen for flexible resource `flex`, plus an offset."""
 
     flex: int
@@ -51,16 +50,20 @@ class Flexible:
     planes: tuple[int, ...] = ()  # whose accumulators
     group: int = -1  # the only group of streams (as many as a load takes) that will do
 
+    def later(self, shift: int) -> Flexible:
+        """The same, so many cycles later."""
+        start, end = self.start + shift, self.end + shift
+        return Flexible(self.pool, self.inwards, self.hemisphere, self.width, start, end, self.planes, self.group)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+
+class Row(NamedTuple):
     """An instruction row; operands and queue may hold slots."""
 
     offset: int
     queue: int | Slot
     opcode: Opcode
     operands: tuple[int | Slot, ...]
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # not the method of tuples
     interval: int = 1
 
 
