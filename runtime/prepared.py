@@ -147,7 +147,8 @@ def _jitted_statistics(weights: Array, form: DataFormat, bounds: tuple[tuple[int
 
 
 def _statistics(weights: np.ndarray, form: DataFormat, cuts: list[slice]) -> Statistics:
-    return _jitted_statistics(weights, form, tuple((cut.start, cut.stop) for cut in cuts))
+    side: Statistics = _jitted_statistics(weights, form, tuple((cut.start, cut.stop) for cut in cuts))
+    return side
 
 
 def _carried(panel: np.ndarray, form: DataFormat, is_wide: bool, has_digits: bool) -> Array:
