@@ -88,7 +88,8 @@ def op_writes(op: TileOp) -> list[int]:
 def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
     """(first, last) op position at which each storage holds something; (0, -1) if it is never used.
 
-    Resident storages live from the start, outputs to the end; what a loop takes in or leaves behind lives through it.
+    Resident storages live from the start, outputs to the end; what a loop takes in or leaves behind lives through it,
+    and so does what it fills turn by turn.
     """
     count = sum(len(block.ops) for block in tiles.blocks)
     spans: list[list[int]] = [[] for _ in tiles.storages]
@@ -101,7 +102,7 @@ def live_ranges(tiles: TileGraph) -> list[tuple[int, int]]:
             position += 1
         if block.num_iterations > 1:
             for used, is_read in _read_first(block.ops).items():
-                if spans[used][0] < start or is_read:
+                if spans[used][0] < start or is_read or used in block.looped:
                     spans[used] += [start, stop - 1]
     extend_through_loops(tiles, spans)
     last_use = [(min(s), max(s)) if s else (0, -1) for s in spans]
@@ -214,7 +215,7 @@ def place(tiles: TileGraph, *, reserve: float | None = None) -> AllocatedGraph:
     ranges = live_ranges(tiles)
     slots = Slots(chip)
     places: list[Place | None] = [None] * len(tiles.storages)
-    reuses: list[tuple[int, ...]] = [()] * len(tiles.storages)
+    reuses: list[list[int]] = [[] for _ in tiles.storages]
     busy = Busy(chip, tiles.storages, contention(tiles))
     strict, operand_of = _strictly_apart(tiles), companions(tiles)
     homes: dict[int, list[tuple[int, ...]]] = {}
@@ -243,11 +244,15 @@ def place(tiles: TileGraph, *, reserve: float | None = None) -> AllocatedGraph:
         if found is None:
             raise overflow(tiles, storage)
         size, side = storage.num_addresses, storage.hemisphere
-        reuses[storage.id] = slots.take(side, found, size, live, storage.id)
+        for other in slots.take(side, found, size, live, storage.id):
+            before, after = sorted((storage.id, other), key=lambda s: ranges[s])
+            reuses[after].append(before)
         busy.add(storage, found)
         places[storage.id] = found
         home.append(found.slices)
-    return AllocatedGraph(tiles=tiles, places=tuple(places), reuses=tuple(reuses), live=tuple(ranges))
+    return AllocatedGraph(
+        tiles=tiles, places=tuple(places), reuses=tuple(tuple(sorted(r)) for r in reuses), live=tuple(ranges)
+    )
 
 
 def _never(tiles: TileGraph, places: Sequence[Place | None], strict: Sequence[set[int]], storage: Storage) -> set[int]:

@@ -89,7 +89,7 @@ class Slots:
         return found
 
     def take(self, side: Hemisphere, place: Place, size: int, live: tuple[int, int], storage: int) -> tuple[int, ...]:
-        """Marks a range as taken; returns the dead storages it overlaps."""
+        """Marks a range as taken; returns the storages that have it before or after."""
         old: set[int] = set()
         for s, base in place.starts:
             rows = self.taken[side, s].rows

@@ -325,8 +325,10 @@ def _read_prompt(model: Smollm2, tokens: jax.Array) -> tuple[jax.Array, jax.Arra
     def layer_step(x: jax.Array, layer: Layer) -> tuple[jax.Array, Caches]:
         return layer(x, lambda heads: attend_prompt(config, heads, bias), angles)
 
-    x, (k_cache, v_cache) = lax.scan(layer_step, x, model.layers)
-    return x, k_cache, v_cache
+    x, (k_columns, v_rows) = lax.scan(layer_step, x, model.layers)
+    rest = config.context - rows
+    k_cache = jnp.pad(k_columns, ((0, 0), (0, 0), (0, rest)))
+    return x, k_cache, v_rows if _layout(config) is not None else jnp.pad(v_rows, ((0, 0), (0, rest), (0, 0)))
 
 
 def causal_bias(config: Smollm2Config, rows: int) -> jax.Array:
@@ -405,12 +407,8 @@ def attend_prompt(config: Smollm2Config, heads: Heads, bias: jax.Array) -> tuple
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
         taken = matmul(weights, v_group) / jnp.sum(weights, axis=1, keepdims=True)
         mixed.append(taken.reshape(rows, group_heads, width))
-    rest = config.context - rows
-    if rest:
-        k_columns = jnp.concatenate([k_columns, jnp.zeros((config.kv_dim, rest), _CACHE_DTYPE)], axis=1)
-        v_rows = jnp.concatenate([v_rows, jnp.zeros((rest, config.kv_dim), _CACHE_DTYPE)], axis=0)
     if (layout := _layout(config)) is not None:
-        v_rows = packed(layout, v_rows)
+        v_rows = packed(layout, jnp.pad(v_rows, ((0, config.context - rows), (0, 0))))
     return jnp.stack(mixed, axis=2).reshape(rows, -1), (k_columns, v_rows)
 
 

@@ -1,6 +1,7 @@
 """Placement: no word is taken from a value that is still needed, dead values make room, overflow tells what to do."""
 
 import dataclasses
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -117,6 +118,47 @@ def test_a_skewed_storage_reads_one_byte_of_16_vectors_or_all_bytes_of_its_neigh
         assert all(len(set(byte[g : g + 16])) == 16 for g in range(0, 64, 16))
     for first in range(0, 64, side_by_side):
         assert len(set(index[:, first : first + side_by_side].reshape(-1))) == 16
+
+
+def words(allocated, storage):
+    """Every word that a storage takes."""
+    spot = allocated.places[storage.id]
+    return {
+        (storage.hemisphere, mem_slice, base + address)
+        for mem_slice, base in spot.starts
+        for address in range(storage.num_addresses)
+    }
+
+
+def loop_of_reversals(count, rows, turns):
+    """A loop whose body reverses the lanes of x `count` times and keeps the result of every turn."""
+    body = reversals(count, rows)[0]
+    s = Sketch()
+    return s.build(tuple(s.scan(body, [], [], [s.random((turns, rows, 16))], turns))), s.arguments
+
+
+CROWDED = dataclasses.replace(tiny, num_addresses_per_bank=16)
+LOOPS = [(8, 16, 8), (8, 24, 4), (8, 32, 2)]
+
+
+@pytest.mark.parametrize(("count", "rows", "turns"), LOOPS)
+def test_of_two_storages_at_one_address_the_later_one_knows_the_earlier_one(count, rows, turns):
+    """Whichever found its place first: results of loops do, although they are written last."""
+    allocated = place(tile(loop_of_reversals(count, rows, turns)[0], CROWDED, spread=SPREADS[2]))
+    storages = [s for s in allocated.tiles.storages if allocated.places[s.id] is not None]
+    taken = {s.id: words(allocated, s) for s in storages}
+    pairs = [(a.id, b.id) for a, b in itertools.combinations(storages, 2) if taken[a.id] & taken[b.id]]
+    for pair in pairs:
+        before, after = sorted(pair, key=lambda s: allocated.live[s])
+        assert before in allocated.reuses[after]
+    assert sum(map(len, allocated.reuses)) == len(pairs) > 0
+
+
+@pytest.mark.parametrize(("count", "rows", "turns"), LOOPS)
+def test_what_a_loop_has_filled_in_one_turn_is_not_overwritten_in_the_next(count, rows, turns):
+    graph, arguments = loop_of_reversals(count, rows, turns)
+    assert_agrees(graph, CROWDED, arguments)
+    Owners(place(tile(graph, CROWDED))).run()
 
 
 def reversals(count, rows):

@@ -74,6 +74,27 @@ def test_verifier_notices_a_double_booking():
         verify_schedule(with_first_op_at(plan, 100))
 
 
+def test_verifier_notices_a_read_before_the_write():
+    plan = planned("lane_max_min", 17, tiny)
+    block = plan.blocks[0]
+    early = dataclasses.replace(block.ops[-1], time_zero=block.ops[-1].time_zero - 10_000)
+    block = dataclasses.replace(block, ops=(*block.ops[:-1], early))
+    with pytest.raises(ScheduleError, match=r"vector \d+ of storage \d+ is read at -\d+, before cycle"):
+        verify_schedule(dataclasses.replace(plan, blocks=(block, *plan.blocks[1:])))
+
+
+def test_verifier_notices_a_write_to_what_is_not_done_with():
+    s = Sketch(seed=2)
+    graph = s.build(tuple(s.fn("add", s.random((rows, 16)), s.random((rows, 16))) for rows in (4, 6)))
+    plan = schedule(place(tile(graph, tiny)))
+    verify_schedule(plan)
+    first, second = (op.template.writes[0].storage for op in plan.blocks[0].ops)
+    reuses = tuple((first,) if storage == second else () for storage in range(len(plan.allocated.reuses)))
+    allocated = dataclasses.replace(plan.allocated, reuses=reuses)
+    with pytest.raises(ScheduleError, match=f"storage {second} is written at .* where storage {first} lies until"):
+        verify_schedule(dataclasses.replace(plan, allocated=allocated))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_words_are_read_after_they_are_written(name):
     for chip, n in ((tiny, 17), (groqchip1, 33)):
