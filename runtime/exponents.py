@@ -36,8 +36,11 @@ def scale_sums(graph: GraphLike) -> frozenset[int]:
         )
 
     def is_scale(equation: Equation) -> bool:
-        op, operand = equation.op, equation.operands[0]
-        if not isinstance(op, LaneReduce) or op.function != "sum" or not isinstance(operand, int):
+        op = equation.op
+        if not isinstance(op, LaneReduce) or op.function != "sum":
+            return False
+        operand = equation.operands[0]
+        if not isinstance(operand, int):
             return False
         aval, value = graph.avals[operand], equation.results[0]
         if aval.dtype != "float32" or aval.shape[-1] > _MAX_TERMS or not only(value, "and", _MASK, _MASK):

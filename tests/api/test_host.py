@@ -114,6 +114,17 @@ def test_prints_and_callbacks(wrap, capfd):
     assert "sum 15" in capfd.readouterr().out
 
 
+def test_prints_without_values(capfd):
+    @lpu
+    def fun(x):
+        jax.debug.print("here")
+        return x @ x.T
+
+    np.testing.assert_array_equal(fun(X), X @ X.T)
+    jax.effects_barrier()
+    assert "here" in capfd.readouterr().out
+
+
 def test_callbacks_are_counted():
     def fun(x):
         jax.debug.print("{x}", x=x[0, 0])
