@@ -15,11 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("runtime", "calibration")]
-
-from calibration_programs import CHIP, Figure, geometry_figures, micro_figures  # noqa: E402
-from programs import (  # noqa: E402
+from programs import (
     BERT_BASE_CYCLES,
     BERT_LARGE_CYCLES,
     GEMM_COLUMNS,
@@ -28,6 +24,11 @@ from programs import (  # noqa: E402
     RESNET_CYCLES,
     gemm_bound,
 )
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("runtime", "calibration")]
+
+from calibration_programs import CHIP, Figure, geometry_figures, micro_figures  # noqa: E402
 
 STORED, PAGE = ROOT / "benchmarks" / "schedule.json", ROOT / "docs" / "validation.md"
 NUM_TARGETS = 34

@@ -414,7 +414,9 @@ def _use_in(graph: GraphLike, equation: Equation, index: int) -> _WeightUse | No
     if isinstance(op, Reshape):
         return _weight_use(graph, equation.results[0]) if _keeps_matrix(graph, equation) else None
     if isinstance(op, MatMul):
-        batches, num_rows, num_terms = graph.avals[equation.operands[0]].shape  # type: ignore[index]
+        lhs = equation.operands[0]
+        assert isinstance(lhs, int)
+        batches, num_rows, num_terms = graph.avals[lhs].shape
         is_integer = op.lhs_format is op.rhs_format is DataFormat.INT8
         if index != 1 or batches != 1 or is_integer or op.rhs_format is DataFormat.FP32:
             return None

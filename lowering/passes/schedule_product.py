@@ -88,14 +88,21 @@ class ProductPlacer:
         if key in self.ahead or (tenure is not None and tenure.weights == tile.weights):
             return
         arrives = self.earliest(tile.multiply) - self.chip.mxm_install_tail_cycles - tile.load_cycles + 1
-        load = own_streams(self.chip, tile.load, product.planes[0]) if len(product.planes) == 1 else tile.load
-        ready = max(self.earliest(load), arrives)
+        ready = max(self.earliest(tile.load), arrives)
+        piece = self.early_load(product, ready)
+        if piece is not None and piece[1] <= ready + MAX_AHEAD:
+            self.tables.book(*piece)
+            self.ahead[key] = _Ahead(index, piece)
+
+    def early_load(self, product: Product, ready: int) -> Piece | None:
+        """The first load of a product from cycle `ready` on, on the streams of its plane; None if a weight buffer is
+        taken then."""
+        side, planes, tile = product.hemisphere, product.planes, product.tiles[0]
+        load = own_streams(self.chip, tile.load, planes[0]) if len(planes) == 1 else tile.load
         time, chosen = self.tables.fit(load, ready)
-        buffers = [self.tables["buffer", product.hemisphere, plane] for plane in product.planes]
-        if time > ready + MAX_AHEAD or any(b.free_from(time, time + tile.load_cycles + 1) > time for b in buffers):
-            return
-        self.tables.book(load, time, chosen)
-        self.ahead[key] = _Ahead(index, (load, time, chosen))
+        buffers = [self.tables["buffer", side, plane] for plane in planes]
+        is_taken = any(buffer.free_from(time, time + tile.load_cycles + 1) > time for buffer in buffers)
+        return None if is_taken else (load, time, chosen)
 
     def has_room(self, product: Product) -> bool:
         """Whether accumulators are free, or will be at a known time."""
@@ -293,17 +300,14 @@ class Placement:
         tile, last = product.tiles[0], self.product.tiles[-1]
         if tile.weights == last.weights and tile.rows <= self.used_rows:
             return
-        ready = max(free, self.placer.earliest(tile.load))
-        load = own_streams(self.chip, tile.load, self.planes[0]) if len(self.planes) == 1 else tile.load
-        time, chosen = self.tables.fit(load, ready)
-        buffers = [self.tables["buffer", self.side, plane] for plane in self.planes]
-        if any(buffer.free_from(time, time + tile.load_cycles + 1) > time for buffer in buffers):
+        piece = self.placer.early_load(product, max(free, self.placer.earliest(tile.load)))
+        if piece is None:
             return
-        arrives = self.placer.earliest(tile.multiply)
+        time, arrives = piece[1], self.placer.earliest(tile.multiply)
         if time > free + MAX_AHEAD or arrives > time + tile.load_cycles + MAX_AHEAD:
             return
-        self.tables.book(load, time, chosen)
-        self.ahead = _Ahead(index, (load, time, chosen))
+        self.tables.book(*piece)
+        self.ahead = _Ahead(index, piece)
 
     # Results ----------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Row(NamedTuple):
     queue: int | Slot
     opcode: Opcode
     operands: tuple[int | Slot, ...]
-    count: int = 1  # type: ignore[assignment]  # not the method of tuples
+    repeats: int = 1
     interval: int = 1
 
 
@@ -145,7 +145,7 @@ class Template:
 
     def last_cycle(self) -> int:
         """Latest issue of any row."""
-        return max(row.offset + (row.count - 1) * row.interval for row in self.rows)
+        return max(row.offset + (row.repeats - 1) * row.interval for row in self.rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

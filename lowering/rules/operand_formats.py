@@ -142,7 +142,8 @@ def leave_as(ctx: RuleContext, x: Operand, target: str, formats: Formats) -> Ope
     if form in (E4M3, E5M2):
         wide = ctx.elementwise("min", wide, ctx.immediate(form.largest))
         wide = ctx.elementwise("max", wide, ctx.immediate(-form.largest))
-    return convert(ctx, _rounded(ctx, wide, form), _DTYPES[form], target)  # type: ignore[arg-type]
+    narrow = convert(ctx, wide, "float32", _DTYPES[form])
+    return convert(ctx, narrow, _DTYPES[form], target)
 
 
 def lookup_rows(ctx: RuleContext, table: int, index: int) -> int:

@@ -64,7 +64,7 @@ def test_runs_touch_every_byte_where_it_lies(is_apart):
             found = [
                 (row.queue, row.offset + i * row.interval, row.operands[0] + i * row.operands[1])
                 for row in rows
-                for i in range(row.count)
+                for i in range(row.repeats)
             ]
             assert sorted(found) == sorted(wanted)
             for (number, vector), (_, cycle, _) in zip(refs.tolist(), wanted, strict=True):

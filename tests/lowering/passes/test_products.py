@@ -39,9 +39,9 @@ def plane_rows(plan, opcode):
         for row in op.template.rows:
             if row.opcode is opcode:
                 first = op.time_zero + row.offset
-                last = first + (row.count - 1) * row.interval
+                last = first + (row.repeats - 1) * row.interval
                 base = op.chosen[ACCUMULATOR]
-                found.setdefault(str(queues(chip)[row.queue]), []).append((first, last, base, base + row.count))
+                found.setdefault(str(queues(chip)[row.queue]), []).append((first, last, base, base + row.repeats))
     return {queue: sorted(rows) for queue, rows in found.items()}
 
 
